@@ -1,0 +1,1 @@
+//! The Push-T task: geometry, physics, score and drawing.

@@ -1,0 +1,1 @@
+//! Simulations and clients to copy from.

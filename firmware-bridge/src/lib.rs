@@ -1,0 +1,1 @@
+//! Carries actions to a microcontroller and its state back.

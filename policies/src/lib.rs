@@ -1,0 +1,1 @@
+//! Transformer Diffusion Policies as data: packages, importers, samplers, cache schedules and the plan.

@@ -1,0 +1,1 @@
+//! Runs a policy plan in a real-time loop and publishes its actions.
