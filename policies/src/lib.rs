@@ -1,1 +1,10 @@
 //! Transformer Diffusion Policies as data: packages, importers, samplers, cache schedules and the plan.
+//!
+//! Everything here is pure: no clock, thread, network or GPU. An engine of `refrain-runtime` executes what the plan
+//! says.
+
+pub mod config;
+pub mod noise_schedule;
+pub mod package;
+pub mod sampler;
+pub mod schedule;
