@@ -6,5 +6,6 @@
 pub mod config;
 pub mod noise_schedule;
 pub mod package;
+pub mod plan;
 pub mod sampler;
 pub mod schedule;

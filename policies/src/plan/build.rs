@@ -1,0 +1,577 @@
+//! From configuration and schedule to operations.
+
+use std::collections::HashMap;
+
+use super::{
+    Activation, Attention, Buffer, BufferId, Combine, Embed, Head, LayerNorm, Linear, Matrix, MatrixId, Op,
+    Plan, PlanError, Probe, Probed, Quiet, Segment, Shape, Vector, VectorId, View, place,
+};
+use crate::config::PolicyConfig;
+use crate::sampler::SamplerStep;
+use crate::schedule::{self, BlockKind, Cell, Schedule};
+
+pub(super) fn compile(config: &PolicyConfig, schedule: &Schedule, traced: bool) -> Result<Plan, PlanError> {
+    let a = &config.architecture;
+    let samplers = config.sampler.steps();
+    if schedule.steps() != samplers.len() {
+        return Err(PlanError::Steps { expected: samplers.len(), got: schedule.steps() });
+    }
+    let blocks = schedule::blocks(a).len();
+    if schedule.rows().len() != blocks {
+        return Err(PlanError::Blocks { expected: blocks, got: schedule.rows().len() });
+    }
+    let shape = Shape {
+        steps: samplers.len(),
+        tokens: a.tokens(),
+        width: a.width,
+        heads: a.heads,
+        denoised: config.denoised_size(),
+        actions: config.action.size(),
+        n_obs_steps: a.n_obs_steps,
+        observed: config.observation.size(),
+    };
+    let mut b = Builder {
+        config,
+        shape,
+        traced,
+        ops: Vec::new(),
+        matrices: Vec::new(),
+        vectors: Vec::new(),
+        matrix_ids: HashMap::new(),
+        vector_ids: HashMap::new(),
+        buffers: Vec::new(),
+        probes: Vec::new(),
+    };
+    let observation = b.buffer(shape.n_obs_steps, shape.observed);
+    let trajectory = b.buffer(shape.tokens, shape.denoised);
+    let impose = (!a.obs_as_cond).then_some(observation);
+
+    let mut condition = b.condition_of_time(&samplers);
+    let load = std::mem::take(&mut b.ops);
+    b.condition_of_observation(&mut condition, observation);
+    let observe = std::mem::take(&mut b.ops);
+    b.ops.push(Op::Start { trajectory, impose });
+    Trunk {
+        b: &mut b,
+        condition,
+        trajectory,
+        impose,
+        samplers,
+        runs: Runs::of(schedule),
+        sums: HashMap::new(),
+    }
+    .denoise(schedule);
+    let denoise = std::mem::take(&mut b.ops);
+    let Builder { matrices, vectors, buffers, probes, .. } = b;
+    let mut plan = Plan {
+        shape,
+        schedule: schedule.clone(),
+        matrices,
+        vectors,
+        buffers,
+        arena: 0,
+        load,
+        observe,
+        denoise,
+        observation,
+        trajectory,
+        probes,
+    };
+    place::drop_dead(&mut plan);
+    place::place(&mut plan);
+    Ok(plan)
+}
+
+/// Collects operations of the phase at hand, and everything they name.
+struct Builder<'a> {
+    config: &'a PolicyConfig,
+    shape: Shape,
+    traced: bool,
+    ops: Vec<Op>,
+    matrices: Vec<Matrix>,
+    vectors: Vec<Vector>,
+    matrix_ids: HashMap<Matrix, MatrixId>,
+    vector_ids: HashMap<Vector, VectorId>,
+    buffers: Vec<Buffer>,
+    probes: Vec<Probe>,
+}
+
+/// What cross-attention and trunk need of the condition tokens.
+#[derive(Default)]
+struct Condition {
+    /// Embedded timesteps with their position, `[K, D]`.
+    time_tokens: Option<View>,
+    /// Keys and values of the timestep, one `[K, 2 D]` per layer; where tokens do not mix.
+    time_keys: Vec<View>,
+    /// Keys and values of the observations, one `[To, 2 D]` per layer; where tokens do not mix.
+    observation_keys: Vec<View>,
+    /// Embedded observations with their positions, `[To, D]`; where tokens mix.
+    observation_tokens: Option<View>,
+}
+
+impl Builder<'_> {
+    fn buffer(&mut self, rows: usize, cols: usize) -> View {
+        let buffer = BufferId(self.buffers.len());
+        self.buffers.push(Buffer { at: 0, len: rows * cols });
+        View { buffer, at: 0, rows, cols, stride: cols }
+    }
+
+    fn matrix(&mut self, tensor: impl Into<String>, first: usize, rows: usize, cols: usize) -> MatrixId {
+        let matrix = Matrix { tensor: tensor.into(), first, rows, cols };
+        *self.matrix_ids.entry(matrix.clone()).or_insert_with(|| {
+            self.matrices.push(matrix);
+            MatrixId(self.matrices.len() - 1)
+        })
+    }
+
+    fn vector(&mut self, tensor: impl Into<String>, first: usize, len: usize) -> VectorId {
+        let vector = Vector { tensor: tensor.into(), first, len };
+        *self.vector_ids.entry(vector.clone()).or_insert_with(|| {
+            self.vectors.push(vector);
+            VectorId(self.vectors.len() - 1)
+        })
+    }
+
+    fn norm(&mut self, prefix: &str) -> LayerNorm {
+        let width = self.shape.width;
+        LayerNorm {
+            gain: self.vector(format!("{prefix}.weight"), 0, width),
+            bias: self.vector(format!("{prefix}.bias"), 0, width),
+        }
+    }
+
+    /// A product with rows `first .. first + rows` of a weight and the same part of its bias.
+    fn linear(&mut self, input: View, weight: &str, bias: &str, first: usize, rows: usize) -> Linear {
+        Linear {
+            input,
+            norm: None,
+            matrix: self.matrix(weight, first, rows, input.cols),
+            bias: self.vector(bias, first, rows),
+            activation: Activation::None,
+            table: None,
+            output: None,
+            residual: None,
+        }
+    }
+
+    /// A product of a whole layer `prefix.weight`, `prefix.bias`.
+    fn layer(&mut self, input: View, prefix: &str, rows: usize) -> Linear {
+        self.linear(input, &format!("{prefix}.weight"), &format!("{prefix}.bias"), 0, rows)
+    }
+
+    /// Emits a product into a fresh buffer.
+    fn emit(&mut self, linear: Linear) -> View {
+        let output = self.buffer(linear.input.rows, self.matrices[linear.matrix.0].rows);
+        self.ops.push(Op::Linear(Linear { output: Some(output), ..linear }));
+        output
+    }
+
+    /// The two-layer perceptron of the condition encoder.
+    fn condition_mlp(&mut self, tokens: View) -> View {
+        let (width, hidden) = (self.shape.width, 4 * self.shape.width);
+        let first = Linear { activation: Activation::Mish, ..self.layer(tokens, "encoder.0", hidden) };
+        let hidden = self.emit(first);
+        let second = self.layer(hidden, "encoder.2", width);
+        self.emit(second)
+    }
+
+    /// The transformer layers of the condition encoder, in place.
+    fn condition_layers(&mut self, tokens: View) {
+        for i in 0..self.config.architecture.condition_layers {
+            let prefix = format!("encoder.layers.{i}");
+            self.self_attention(&prefix, tokens, None, None);
+            self.feed_forward(&prefix, "norm2", tokens, None);
+        }
+    }
+
+    /// Keys and values of condition tokens for a layer's cross-attention, `[tokens, 2 D]`.
+    fn cross_keys(&mut self, layer: usize, memory: View) -> View {
+        let width = self.shape.width;
+        let prefix = format!("decoder.layers.{layer}.multihead_attn");
+        let keys = self.linear(
+            memory,
+            &format!("{prefix}.in_proj_weight"),
+            &format!("{prefix}.in_proj_bias"),
+            width,
+            2 * width,
+        );
+        self.emit(keys)
+    }
+
+    /// Emits what depends on the timestep alone.
+    fn condition_of_time(&mut self, samplers: &[SamplerStep]) -> Condition {
+        let a = &self.config.architecture;
+        let width = self.shape.width;
+        let tokens = self.buffer(samplers.len(), width);
+        let position = if a.time_as_cond { "cond_pos_emb" } else { "pos_emb" };
+        let table = self.vector(position, 0, width);
+        let timesteps = samplers.iter().map(|s| s.timestep).collect();
+        self.ops.push(Op::Timesteps { timesteps, table, output: tokens });
+        let mut condition = Condition { time_tokens: Some(tokens), ..Condition::default() };
+        let mixes = a.condition_layers > 0 && a.obs_as_cond;
+        if a.time_as_cond && !mixes {
+            let memory = if a.condition_layers == 0 {
+                self.condition_mlp(tokens)
+            } else {
+                (0..samplers.len()).for_each(|k| self.condition_layers(tokens.rows(k, 1)));
+                tokens
+            };
+            condition.time_keys = (0..a.layers).map(|layer| self.cross_keys(layer, memory)).collect();
+            if self.traced {
+                for step in 0..samplers.len() {
+                    self.probes.push(Probe { what: Probed::TimeMemory, step, view: memory.rows(step, 1) });
+                }
+            }
+        }
+        condition
+    }
+
+    /// Emits what depends on the observation alone.
+    fn condition_of_observation(&mut self, condition: &mut Condition, observation: View) {
+        let a = &self.config.architecture;
+        if !a.obs_as_cond {
+            return;
+        }
+        let width = self.shape.width;
+        let table = Some(self.vector("cond_pos_emb", width, a.n_obs_steps * width));
+        let embedded = Linear { table, ..self.layer(observation, "cond_obs_emb", width) };
+        let tokens = self.emit(embedded);
+        if a.condition_layers > 0 {
+            condition.observation_tokens = Some(tokens);
+            return;
+        }
+        let memory = self.condition_mlp(tokens);
+        condition.observation_keys = (0..a.layers).map(|layer| self.cross_keys(layer, memory)).collect();
+        if self.traced {
+            self.probes.push(Probe { what: Probed::Memory, step: 0, view: memory });
+        }
+    }
+
+    /// `x += attention(norm1(x))`, the branch also into `output`.
+    fn self_attention(&mut self, prefix: &str, x: View, ahead: Option<usize>, output: Option<View>) {
+        let width = self.shape.width;
+        let norm = Some(self.norm(&format!("{prefix}.norm1")));
+        let attention = format!("{prefix}.self_attn");
+        let qkv = Linear {
+            norm,
+            ..self.linear(
+                x,
+                &format!("{attention}.in_proj_weight"),
+                &format!("{attention}.in_proj_bias"),
+                0,
+                3 * width,
+            )
+        };
+        let qkv = self.emit(qkv);
+        let segments = vec![Segment { keys: qkv.cols(width, width), values: qkv.cols(2 * width, width) }];
+        self.attend(&attention, qkv.cols(0, width), segments, ahead, x, output);
+    }
+
+    /// `x += attention(norm2(x), condition)`, the branch also into `output`.
+    fn cross_attention(
+        &mut self,
+        prefix: &str,
+        x: View,
+        segments: Vec<Segment>,
+        ahead: Option<usize>,
+        output: Option<View>,
+    ) {
+        let width = self.shape.width;
+        let norm = Some(self.norm(&format!("{prefix}.norm2")));
+        let attention = format!("{prefix}.multihead_attn");
+        let query = Linear {
+            norm,
+            ..self.linear(
+                x,
+                &format!("{attention}.in_proj_weight"),
+                &format!("{attention}.in_proj_bias"),
+                0,
+                width,
+            )
+        };
+        let query = self.emit(query);
+        self.attend(&attention, query, segments, ahead, x, output);
+    }
+
+    fn attend(
+        &mut self,
+        prefix: &str,
+        query: View,
+        segments: Vec<Segment>,
+        ahead: Option<usize>,
+        x: View,
+        output: Option<View>,
+    ) {
+        let attended = self.buffer(query.rows, query.cols);
+        self.ops.push(Op::Attention(Attention { query, segments, ahead, output: attended }));
+        let width = self.shape.width;
+        let projected = Linear {
+            output,
+            residual: Some(x),
+            ..self.layer(attended, &format!("{prefix}.out_proj"), width)
+        };
+        self.ops.push(Op::Linear(projected));
+    }
+
+    /// `x += feed_forward(norm(x))`, the branch also into `output`.
+    fn feed_forward(&mut self, prefix: &str, norm: &str, x: View, output: Option<View>) {
+        let width = self.shape.width;
+        let norm = Some(self.norm(&format!("{prefix}.{norm}")));
+        let first = Linear {
+            norm,
+            activation: Activation::Gelu,
+            ..self.layer(x, &format!("{prefix}.linear1"), 4 * width)
+        };
+        let hidden = self.emit(first);
+        let second =
+            Linear { output, residual: Some(x), ..self.layer(hidden, &format!("{prefix}.linear2"), width) };
+        self.ops.push(Op::Linear(second));
+    }
+}
+
+/// A cached output: row of the schedule and how many updates came before.
+type Cached = (usize, usize);
+
+/// Weighted cached outputs that stand in for neighbouring reused blocks.
+type Terms = Vec<(u32, Cached)>;
+
+/// Per step, the stretches of neighbouring blocks that are reused, and how often each sum occurs.
+struct Runs {
+    /// Per step: first block of a run, and its terms.
+    steps: Vec<HashMap<usize, (usize, Terms)>>,
+    uses: HashMap<Terms, usize>,
+}
+
+impl Runs {
+    fn of(schedule: &Schedule) -> Self {
+        let rows = schedule.rows();
+        let mut versions = vec![0usize; rows.len()];
+        let mut steps = Vec::with_capacity(schedule.steps());
+        let mut uses = HashMap::new();
+        for k in 0..schedule.steps() {
+            let mut runs: HashMap<usize, (usize, Terms)> = HashMap::new();
+            let mut open: Option<usize> = None;
+            for (row, (_, cells)) in rows.iter().enumerate() {
+                match &cells[k] {
+                    Cell::Update => {
+                        versions[row] += 1;
+                        open = None;
+                    }
+                    Cell::Reuse(weights) => {
+                        let first = *open.get_or_insert(row);
+                        let run = runs.entry(first).or_default();
+                        run.0 += 1;
+                        run.1.extend(
+                            weights
+                                .iter()
+                                .enumerate()
+                                .filter(|(_, w)| **w != 0.0)
+                                .map(|(back, w)| (w.to_bits(), (row, versions[row] - 1 - back))),
+                        );
+                    }
+                }
+            }
+            for (_, terms) in runs.values() {
+                *uses.entry(terms.clone()).or_insert(0) += 1;
+            }
+            steps.push(runs);
+        }
+        Self { steps, uses }
+    }
+}
+
+/// Emits the denoising loop.
+struct Trunk<'a, 'b> {
+    b: &'a mut Builder<'b>,
+    condition: Condition,
+    trajectory: View,
+    impose: Option<View>,
+    samplers: Vec<SamplerStep>,
+    runs: Runs,
+    /// Sums that were already computed.
+    sums: HashMap<Terms, View>,
+}
+
+impl Trunk<'_, '_> {
+    fn denoise(mut self, schedule: &Schedule) {
+        let blocks = schedule.rows().len();
+        let mut cached: Vec<Vec<View>> = vec![Vec::new(); blocks];
+        let mut k = 0;
+        while k < self.samplers.len() {
+            let leading = self.runs.steps[k].get(&0).cloned();
+            let quiet = leading.as_ref().filter(|(len, _)| *len == blocks && !self.b.traced);
+            if let Some((_, terms)) = quiet {
+                let same = |step: &HashMap<usize, (usize, Terms)>| {
+                    step.get(&0).is_some_and(|(len, t)| *len == blocks && t == terms)
+                };
+                let last = self.runs.steps[k..].iter().take_while(|step| same(step)).count();
+                let sum = self.sum(terms, &cached);
+                self.quiet(k, last, sum);
+                k += last;
+            } else {
+                self.step(k, leading, schedule, &mut cached);
+                k += 1;
+            }
+        }
+    }
+
+    fn time_rows(&self) -> usize {
+        usize::from(!self.b.config.architecture.time_as_cond)
+    }
+
+    /// The sum of a run as one view; computed at its first use, `None` when all weights are zero.
+    fn sum(&mut self, terms: &Terms, cached: &[Vec<View>]) -> Option<View> {
+        let views = weighted(terms, cached);
+        match views[..] {
+            [] => None,
+            [(1.0, view)] => Some(view),
+            [(_, first), ..] => {
+                if let Some(&sum) = self.sums.get(terms) {
+                    return Some(sum);
+                }
+                let output = self.b.buffer(first.rows, first.cols);
+                self.b.ops.push(Op::Combine(Combine { terms: views, output, accumulate: false }));
+                self.sums.insert(terms.clone(), output);
+                Some(output)
+            }
+        }
+    }
+
+    fn embed(&mut self, sum: Option<View>, output: View) -> Embed {
+        let s = self.b.shape;
+        let skip = self.time_rows();
+        Embed {
+            trajectory: self.trajectory,
+            matrix: self.b.matrix("input_emb.weight", 0, s.width, s.denoised),
+            bias: self.b.vector("input_emb.bias", 0, s.width),
+            table: self.b.vector("pos_emb", skip * s.width, s.tokens * s.width),
+            sum: sum.map(|v| v.rows(skip, s.tokens)),
+            output: output.rows(skip, s.tokens),
+        }
+    }
+
+    fn head(&mut self, step: usize, input: View) -> Head {
+        let s = self.b.shape;
+        let input = input.rows(self.time_rows(), s.tokens);
+        let model = self.b.traced.then(|| self.b.buffer(s.tokens, s.denoised));
+        if let Some(view) = model {
+            self.b.probes.push(Probe { what: Probed::Model, step, view });
+        }
+        Head {
+            input,
+            norm: self.b.norm("ln_f"),
+            matrix: self.b.matrix("head.weight", 0, s.denoised, s.width),
+            bias: self.b.vector("head.bias", 0, s.denoised),
+            step,
+            sampler: self.samplers[step],
+            trajectory: self.trajectory,
+            impose: self.impose,
+            model,
+        }
+    }
+
+    fn quiet(&mut self, step: usize, steps: usize, sum: Option<View>) {
+        // The tokens of a quiet step never leave the operation, so this buffer is named but never placed.
+        let x = self.b.buffer(self.b.config.architecture.trunk_tokens(), self.b.shape.width);
+        let embed = self.embed(sum, x);
+        let head = self.head(step, x);
+        let samplers = self.samplers[step..step + steps].to_vec();
+        self.b.ops.push(Op::Quiet(Quiet { embed, head, samplers }));
+    }
+
+    fn step(
+        &mut self,
+        k: usize,
+        leading: Option<(usize, Terms)>,
+        schedule: &Schedule,
+        cached: &mut [Vec<View>],
+    ) {
+        let a = &self.b.config.architecture;
+        let ahead = a.causal.then_some(0);
+        let ahead_of_memory = (a.causal && a.obs_as_cond).then_some(1);
+        let mixes = a.condition_layers > 0 && a.obs_as_cond;
+        let decoder = a.time_as_cond;
+        let rows = a.trunk_tokens();
+        let x = self.b.buffer(rows, self.b.shape.width);
+        let sum = leading.and_then(|(_, terms)| self.sum(&terms, cached));
+        if let (false, Some(tokens)) = (decoder, self.condition.time_tokens) {
+            let terms = std::iter::once(tokens.rows(k, 1))
+                .chain(sum.map(|v| v.rows(0, 1)))
+                .map(|v| (1.0, v))
+                .collect();
+            self.b.ops.push(Op::Combine(Combine { terms, output: x.rows(0, 1), accumulate: false }));
+        }
+        let embed = self.embed(sum, x);
+        self.b.ops.push(Op::Embed(embed));
+        let memory = mixes.then(|| self.mixed_memory(k)).flatten();
+        for (row, (block, cells)) in schedule.rows().iter().enumerate() {
+            if cells[k] != Cell::Update {
+                let run = self.runs.steps[k].get(&row).filter(|_| row > 0).cloned();
+                if let Some((_, terms)) = run {
+                    self.add_run(&terms, cached, x);
+                }
+                continue;
+            }
+            let output = self.b.buffer(rows, self.b.shape.width);
+            let prefix = format!("{}.layers.{}", if decoder { "decoder" } else { "encoder" }, block.layer);
+            match block.kind {
+                BlockKind::SelfAttention => self.b.self_attention(&prefix, x, ahead, Some(output)),
+                BlockKind::CrossAttention => {
+                    let segments = self.segments(block.layer, k, memory);
+                    self.b.cross_attention(&prefix, x, segments, ahead_of_memory, Some(output));
+                }
+                BlockKind::FeedForward => {
+                    let norm = if decoder { "norm3" } else { "norm2" };
+                    self.b.feed_forward(&prefix, norm, x, Some(output));
+                }
+            }
+            if self.b.traced {
+                self.b.probes.push(Probe { what: Probed::Block(*block), step: k, view: output });
+            }
+            cached[row].push(output);
+        }
+        let head = self.head(k, x);
+        self.b.ops.push(Op::Head(head));
+    }
+
+    /// Adds a run that follows an update: through its sum where that is used again, else term by term.
+    fn add_run(&mut self, terms: &Terms, cached: &[Vec<View>], x: View) {
+        let terms = if self.runs.uses.get(terms).is_some_and(|&uses| uses > 1) {
+            self.sum(terms, cached).map(|sum| (1.0, sum)).into_iter().collect()
+        } else {
+            weighted(terms, cached)
+        };
+        if !terms.is_empty() {
+            self.b.ops.push(Op::Combine(Combine { terms, output: x, accumulate: true }));
+        }
+    }
+
+    /// Condition tokens of a step, `[S, D]`, where the timestep mixes with the observations.
+    fn mixed_memory(&mut self, k: usize) -> Option<View> {
+        let (time, observed) = (self.condition.time_tokens?, self.condition.observation_tokens?);
+        let memory = self.b.buffer(1 + observed.rows, observed.cols);
+        for (from, to) in [(time.rows(k, 1), memory.rows(0, 1)), (observed, memory.rows(1, observed.rows))] {
+            self.b.ops.push(Op::Combine(Combine { terms: vec![(1.0, from)], output: to, accumulate: false }));
+        }
+        self.b.condition_layers(memory);
+        if self.b.traced {
+            self.b.probes.push(Probe { what: Probed::Memory, step: k, view: memory });
+        }
+        Some(memory)
+    }
+
+    fn segments(&mut self, layer: usize, k: usize, memory: Option<View>) -> Vec<Segment> {
+        let width = self.b.shape.width;
+        let split = |view: View| Segment { keys: view.cols(0, width), values: view.cols(width, width) };
+        if let Some(memory) = memory {
+            return vec![split(self.b.cross_keys(layer, memory))];
+        }
+        let time = self.condition.time_keys.get(layer).map(|v| v.rows(k, 1));
+        time.into_iter().chain(self.condition.observation_keys.get(layer).copied()).map(split).collect()
+    }
+}
+
+/// Terms as views of the cached outputs.
+fn weighted(terms: &Terms, cached: &[Vec<View>]) -> Vec<(f32, View)> {
+    terms.iter().map(|&(weight, (row, version))| (f32::from_bits(weight), cached[row][version])).collect()
+}

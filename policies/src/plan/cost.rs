@@ -1,0 +1,64 @@
+//! What a plan costs: block computations, operations, FLOPs and bytes, counted from its operations.
+
+use super::{Op, Plan, View};
+
+/// Costs of one inference; load is not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Operations that an engine executes one after the other.
+    pub operations: usize,
+    /// Blocks computed.
+    pub block_computations: usize,
+    /// Denoising steps in which at least one block is computed.
+    pub steps_with_updates: usize,
+    /// Floating-point operations; a multiplication and its addition are two.
+    pub flops: u64,
+    /// Weights read by products, in numbers.
+    pub weights: u64,
+    /// Numbers read and written in the arena.
+    pub arena_traffic: u64,
+}
+
+impl Plan {
+    /// Costs of one inference.
+    pub fn cost(&self) -> Cost {
+        let mut cost = Cost {
+            block_computations: self.schedule.updates(),
+            steps_with_updates: self.schedule.steps_with_updates(),
+            ..Cost::default()
+        };
+        for op in self.observe.iter().chain(&self.denoise) {
+            let (flops, weights) = self.op_cost(op);
+            let (reads, writes) = super::place::touched(op);
+            cost.operations += 1;
+            cost.flops += flops;
+            cost.weights += weights;
+            cost.arena_traffic += reads.iter().chain(&writes).map(|v| v.len() as u64).sum::<u64>();
+        }
+        cost
+    }
+
+    /// Floating-point operations and weights of one operation.
+    pub fn op_cost(&self, op: &Op) -> (u64, u64) {
+        let product = |view: &View, id: super::MatrixId| {
+            let m = &self.matrices[id.0];
+            (2 * (view.rows * m.rows * m.cols) as u64, (m.rows * m.cols) as u64)
+        };
+        match op {
+            Op::Timesteps { .. } | Op::Start { .. } => (0, 0),
+            Op::Linear(l) => product(&l.input, l.matrix),
+            Op::Attention(a) => {
+                let keys: usize = a.segments.iter().map(|s| s.keys.rows).sum();
+                (4 * (a.query.len() * keys) as u64, 0)
+            }
+            Op::Combine(c) => (2 * (c.terms.len() * c.output.len()) as u64, 0),
+            Op::Embed(e) => product(&e.trajectory, e.matrix),
+            Op::Head(h) => product(&h.input, h.matrix),
+            Op::Quiet(q) => {
+                let (embed, head) =
+                    (product(&q.embed.trajectory, q.embed.matrix), product(&q.head.input, q.head.matrix));
+                (q.samplers.len() as u64 * (embed.0 + head.0), embed.1 + head.1)
+            }
+        }
+    }
+}

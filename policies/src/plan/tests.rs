@@ -1,0 +1,1 @@
+//! Counts and invariants of compiled plans; no engine runs here.
