@@ -12,6 +12,7 @@ N size of a denoised token (A, or A + O when the observation is inpainted).
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import pickle
 import types
@@ -138,14 +139,15 @@ class Denoiser(WithDummy):
 
     def forward(self, sample: Tensor, timestep: Tensor | int, cond: Tensor | None = None) -> Tensor:
         timestep = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
+        causal = self.mask is not None
         x = self.input_emb(sample)
         if self.decoder is None:
             x = torch.cat([self.time_emb(timestep)[:, None], x], dim=1)
-            x = self.encoder(self.drop(x + self.pos_emb[:, : x.shape[1]]), mask=self.mask)[:, 1:]
+            x = self.encoder(self.drop(x + self.pos_emb[:, : x.shape[1]]), mask=self.mask, is_causal=causal)[:, 1:]
         else:
             x = self.drop(x + self.pos_emb[:, : x.shape[1]])
             memory = self.memory(timestep, cond)
-            x = self.decoder(x, memory, tgt_mask=self.mask, memory_mask=self.memory_mask)
+            x = self.decoder(x, memory, tgt_mask=self.mask, memory_mask=self.memory_mask, tgt_is_causal=causal)
         return self.head(self.ln_f(x))
 
 
@@ -168,6 +170,40 @@ def wrap_blocks(model: Denoiser, wrap: Callable[[str, Callable], Callable]) -> I
             for method in BLOCKS:
                 layer.__dict__.pop(method, None)
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def forward_cached(
+    model: Denoiser, sample: Tensor, timestep: Tensor, cond: Tensor | None, cache: dict[str, Tensor], updates: set[str]
+) -> Tensor:
+    """`model(sample, timestep, cond)` of a decoder where only the blocks in `updates` are computed.
+
+    The others add what they added last, from `cache`, where computed blocks leave their output.
+    """
+    x = model.drop(model.input_emb(sample) + model.pos_emb[:, : sample.shape[1]])
+    memory = None
+    for i, layer in enumerate(model.layers):
+        name = f"layer{i}.self_attention"
+        if name in updates:
+            cache[name] = layer._sa_block(layer.norm1(x), model.mask, None)
+        x = x + cache[name]
+        name = f"layer{i}.cross_attention"
+        if name in updates:
+            if memory is None:
+                memory = model.memory(timestep.expand(sample.shape[0]), cond)
+            cache[name] = layer._mha_block(layer.norm2(x), memory, model.memory_mask, None)
+        x = x + cache[name]
+        name = f"layer{i}.feed_forward"
+        if name in updates:
+            cache[name] = layer._ff_block(layer.norm3(x))
+        x = x + cache[name]
+    return model.head(model.ln_f(x))
+
+
+def read_schedule(path: str, name: str, steps: int) -> list[set[str]]:
+    """For every denoising step the blocks to compute, from a file like `{"schedules": {name: {block: [steps]}}}`."""
+    with open(path) as file:
+        blocks = json.load(file)["schedules"][name]
+    return [{block for block, at in blocks.items() if k in at} for k in range(steps)]
 
 
 class Field(nn.Module):

@@ -9,7 +9,7 @@ import re
 import torch
 from safetensors import safe_open
 
-from reference import as_ddim, load_policy, make_scheduler, wrap_blocks
+from reference import as_ddim, forward_cached, load_policy, make_scheduler, read_schedule, wrap_blocks
 
 TOLERANCE = 2e-5
 
@@ -18,6 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint")
     parser.add_argument("golden")
+    parser.add_argument("--schedules", help="JSON file of cache schedules, for the bac_* entries")
     args = parser.parse_args()
     torch.set_num_threads(min(2, torch.get_num_threads()))
     policy = load_policy(args.checkpoint)
@@ -57,6 +58,13 @@ def main() -> None:
         x = policy.sample(obs, noise, scheduler)
         compare(f"{run}.trajectory_norm", x)
         compare(f"{run}.action", policy.actions(x)[1], unit=256.0)
+    for name in [k for k in golden if k.startswith("bac_") and args.schedules]:
+        scheduler = policy.scheduler()
+        scheduler.set_timesteps(100)
+        updates = iter(read_schedule(args.schedules, name.split(".")[0].removeprefix("bac_"), 100))
+        cache: dict[str, torch.Tensor] = {}
+        denoise = lambda x, t, cond: forward_cached(policy.model, x, t, cond, cache, next(updates))
+        compare(name, policy.sample(obs, noise, scheduler, denoise=denoise))
     print(f"worst {worst:.2e}")
     if not worst <= TOLERANCE:
         raise SystemExit(f"above {TOLERANCE}")
