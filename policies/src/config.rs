@@ -129,6 +129,9 @@ pub struct Provenance {
     /// Licence of the weights, as their author stated it.
     #[serde(default)]
     pub license: String,
+    /// What the importer had to assume.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 impl Architecture {
@@ -257,6 +260,13 @@ impl PolicyConfig {
 }
 
 impl Architecture {
+    /// Whether every size is within bounds, so that shapes can be derived from them.
+    pub(crate) fn is_sound(&self) -> bool {
+        let mut found = Vec::new();
+        self.problems(&mut found);
+        found.is_empty()
+    }
+
     fn problems(&self, found: &mut Vec<String>) {
         let mut within = |name: &str, value: usize, low: usize, high: usize| {
             if !(low..=high).contains(&value) {

@@ -1,54 +1,188 @@
 //! The policy package: a folder with `policy.toml`, `weights.safetensors` and `schedules/`.
+//!
+//! Loading checks every name, shape, dtype and value against the configuration, and reports all problems at once.
+//! Nothing in the files names a path: only the two fixed file names are opened. Weights are read as a stream into
+//! their final place, so that loading holds them once. What lies in `schedules/` is not read here.
+
+mod names;
+mod reader;
+mod weights;
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
 
 use crate::config::PolicyConfig;
-use std::collections::BTreeMap;
+
+pub use names::expected_tensors;
+pub use weights::{Dtype, Tensor, TensorData, Weights};
+
+/// File with the configuration.
+pub const POLICY_FILE: &str = "policy.toml";
+/// File with the weights.
+pub const WEIGHTS_FILE: &str = "weights.safetensors";
+/// Largest `policy.toml` that is read, bytes.
+pub const MAX_POLICY_BYTES: u64 = 4 << 20;
+/// Largest `weights.safetensors` that is read, bytes.
+pub const MAX_WEIGHTS_BYTES: u64 = 4 << 30;
 
 /// A loaded, checked policy.
 #[derive(Clone, Debug)]
 pub struct Package {
     /// What the policy is.
     pub config: PolicyConfig,
-    /// Its weights by name.
+    /// Its weights by name: exactly [`expected_tensors`], all values finite.
     pub weights: Weights,
+    weights_sha256: String,
 }
 
-/// Tensors by name, f16 or f32, row-major.
-#[derive(Clone, Debug, Default)]
-pub struct Weights {
-    tensors: BTreeMap<String, Tensor>,
+/// Why a package cannot be loaded or saved.
+#[derive(Debug, thiserror::Error)]
+pub enum PackageError {
+    /// A file cannot be read.
+    #[error("{}: {source}; expected a policy package, a folder with {POLICY_FILE} and {WEIGHTS_FILE}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file cannot be written.
+    #[error("{}: cannot be written: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file is larger than any that is read.
+    #[error("{file}: expected at most {limit} bytes, got {bytes}")]
+    TooLarge {
+        /// File name.
+        file: &'static str,
+        /// Its size.
+        bytes: u64,
+        /// The largest size.
+        limit: u64,
+    },
+    /// `policy.toml` is not TOML, or not of this form: wrong type, unknown or missing key.
+    #[error("{POLICY_FILE}: {0}")]
+    Policy(String),
+    /// `weights.safetensors` is not a whole safetensors file.
+    #[error("{WEIGHTS_FILE}: {0}; export or import the policy again")]
+    Weights(String),
+    /// The files are of the right form, but what they say is wrong.
+    #[error("the policy package has {} problem{}:{}", .0.len(), if .0.len() == 1 { "" } else { "s" }, listed(.0))]
+    Problems(Vec<String>),
 }
 
-/// One tensor.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Tensor {
-    /// Size per dimension.
-    pub shape: Vec<usize>,
-    /// Values, row-major.
-    pub data: TensorData,
-}
-
-/// Values as they are stored.
-#[derive(Clone, Debug, PartialEq)]
-pub enum TensorData {
-    /// Half precision.
-    F16(Vec<half::f16>),
-    /// Single precision.
-    F32(Vec<f32>),
-}
-
-impl Weights {
-    /// A tensor by its state-dict name.
-    pub fn get(&self, name: &str) -> Option<&Tensor> {
-        self.tensors.get(name)
+/// Problems one per line, at most 50.
+pub(crate) fn listed(problems: &[String]) -> String {
+    const MOST: usize = 50;
+    let mut text = String::new();
+    for problem in problems.iter().take(MOST) {
+        let _ = write!(text, "\n  - {problem}");
     }
+    if problems.len() > MOST {
+        let _ = write!(text, "\n  - and {} more", problems.len() - MOST);
+    }
+    text
 }
 
-impl Tensor {
-    /// Values as f32.
-    pub fn to_f32(&self) -> Vec<f32> {
-        match &self.data {
-            TensorData::F16(v) => v.iter().map(|x| x.to_f32()).collect(),
-            TensorData::F32(v) => v.clone(),
+impl Package {
+    /// Checks a configuration and weights that were made in memory; position tables longer than needed are cut.
+    pub fn new(config: PolicyConfig, mut weights: Weights) -> Result<Self, PackageError> {
+        let mut problems = config.problems();
+        if config.architecture.is_sound() {
+            let expected = expected_tensors(&config);
+            weights.trim(&expected);
+            names::check(&expected, weights.iter().map(|(name, t)| (name, &t.shape[..])), &mut problems);
         }
+        weights.problems(&mut problems);
+        if !problems.is_empty() {
+            return Err(PackageError::Problems(problems));
+        }
+        let weights_sha256 = hex(Sha256::digest(weights.to_safetensors()?));
+        Ok(Self { config, weights, weights_sha256 })
     }
+
+    /// Reads a package folder.
+    pub fn load(dir: &Path) -> Result<Self, PackageError> {
+        let (mut policy, bytes) = open(dir, POLICY_FILE, MAX_POLICY_BYTES)?;
+        let mut text = String::with_capacity(bytes as usize);
+        let read = |source| PackageError::Read { path: dir.join(POLICY_FILE), source };
+        policy.by_ref().take(MAX_POLICY_BYTES).read_to_string(&mut text).map_err(read)?;
+        let (mut weights, bytes) = open(dir, WEIGHTS_FILE, MAX_WEIGHTS_BYTES)?;
+        Self::read(&text, &mut weights, bytes)
+    }
+
+    /// Reads a package from the content of its two files.
+    pub fn from_bytes(policy_toml: &str, weights: &[u8]) -> Result<Self, PackageError> {
+        within(POLICY_FILE, policy_toml.len() as u64, MAX_POLICY_BYTES)?;
+        within(WEIGHTS_FILE, weights.len() as u64, MAX_WEIGHTS_BYTES)?;
+        Self::read(policy_toml, &mut { weights }, weights.len() as u64)
+    }
+
+    fn read(policy_toml: &str, weights: &mut dyn Read, bytes: u64) -> Result<Self, PackageError> {
+        let config = parse_policy(policy_toml)?;
+        let mut problems = config.problems();
+        let expected = config.architecture.is_sound().then(|| expected_tensors(&config));
+        let (weights, weights_sha256) = reader::read(weights, bytes, expected.as_deref(), &mut problems)?;
+        if !problems.is_empty() {
+            return Err(PackageError::Problems(problems));
+        }
+        Ok(Self { config, weights, weights_sha256 })
+    }
+
+    /// Writes `policy.toml` and `weights.safetensors` into `dir`, which is made if need be; `schedules/` is left as
+    /// it is. Each file is replaced as a whole or not at all.
+    pub fn save(&self, dir: &Path) -> Result<(), PackageError> {
+        let policy = toml::to_string(&self.config).map_err(|e| PackageError::Policy(e.to_string()))?;
+        fs::create_dir_all(dir).map_err(|source| PackageError::Write { path: dir.to_owned(), source })?;
+        replace(dir, WEIGHTS_FILE, &self.weights.to_safetensors()?)?;
+        replace(dir, POLICY_FILE, policy.as_bytes())
+    }
+
+    /// SHA-256 of the weights file this package was read from (or would be saved to), lowercase hex.
+    pub fn weights_sha256(&self) -> String {
+        self.weights_sha256.clone()
+    }
+}
+
+/// The content of a `policy.toml`; form only, see [`PolicyConfig::problems`].
+pub(crate) fn parse_policy(text: &str) -> Result<PolicyConfig, PackageError> {
+    toml::from_str(text).map_err(|e| PackageError::Policy(e.to_string().trim_end().to_owned()))
+}
+
+pub(crate) fn hex(digest: impl AsRef<[u8]>) -> String {
+    digest.as_ref().iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn within(file: &'static str, bytes: u64, limit: u64) -> Result<(), PackageError> {
+    if bytes <= limit { Ok(()) } else { Err(PackageError::TooLarge { file, bytes, limit }) }
+}
+
+fn open(dir: &Path, file: &'static str, limit: u64) -> Result<(File, u64), PackageError> {
+    let path = dir.join(file);
+    let opened = File::open(&path).and_then(|f| f.metadata().map(|m| (f, m)));
+    let (opened, metadata) = opened.map_err(|source| PackageError::Read { path: path.clone(), source })?;
+    if !metadata.is_file() {
+        let source = io::Error::other("is not a file");
+        return Err(PackageError::Read { path, source });
+    }
+    within(file, metadata.len(), limit)?;
+    Ok((opened, metadata.len()))
+}
+
+fn replace(dir: &Path, file: &str, content: &[u8]) -> Result<(), PackageError> {
+    let (path, half_written) = (dir.join(file), dir.join(format!(".{file}.part")));
+    fs::write(&half_written, content)
+        .and_then(|()| fs::rename(&half_written, &path))
+        .map_err(|source| PackageError::Write { path, source })
 }
