@@ -1,1 +1,17 @@
 //! Carries actions to a microcontroller and its state back.
+//!
+//! - [`wire`]: the frames, byte by byte. Shared by host and microcontroller.
+//! - [`link`]: what each end does with them: a host and a device state machine without I/O.
+//!
+//! Both are `no_std`, allocate nothing, hold no clock (time is an argument) and have no panicking path of their
+//! own: indexing, unwrapping and unchecked integer arithmetic are denied by lints. Firmware written in Rust
+//! compiles these two modules; firmware in C takes `include/refrain_wire.h` and the tables in [`wire`].
+//!
+//! What is not here: any policy, any bus protocol of a servo, zenoh.
+
+#![cfg_attr(not(any(test, feature = "std")), no_std)]
+
+pub mod wire;
+
+#[cfg(feature = "std")]
+pub mod rehearsal;
