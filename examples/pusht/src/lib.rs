@@ -6,6 +6,8 @@
 //!
 //! Guarantees: the same seed and targets give the same bits; a step never fails. It does not know policies, buses or clocks.
 
+mod draw;
+mod episode;
 pub mod geometry;
 mod physics;
 
@@ -15,6 +17,9 @@ use rand_distr::{Distribution, StandardNormal};
 
 use crate::geometry::{BLOCK_COG, BLOCK_KEYPOINTS, Pose, coverage, rotate};
 use crate::physics::Physics;
+
+pub use crate::draw::render_rgb;
+pub use crate::episode::Episode;
 
 /// Longest episode, in calls of [`PushT::step`].
 pub const MAX_STEPS: usize = 300;
@@ -97,9 +102,9 @@ impl PushT {
         let block = self.physics.block();
         let points = BLOCK_KEYPOINTS.map(|point| block.apply(point));
         let mut observation = [0.0; 20];
-        let all = points.iter().flatten().chain(&self.physics.pusher()).copied().collect::<Vec<f64>>();
-        for (slot, value) in observation.iter_mut().zip(all) {
-            *slot = value as f32;
+        for (slot, value) in observation.iter_mut().zip(points.iter().flatten().chain(&self.physics.pusher()))
+        {
+            *slot = *value as f32;
         }
         observation
     }

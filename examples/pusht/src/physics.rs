@@ -41,7 +41,7 @@ const SLOP: f64 = 0.1;
 /// Share of the overlap beyond [`SLOP`] that is removed per tick: 1 - 0.9^(60 dt), Chipmunk's default.
 const RECOVERY: f64 = 0.061_259_606_640_430_62;
 /// Sweeps over the contacts per solve. A single contact needs one, a wedged block more.
-const SWEEPS: usize = 20;
+const SWEEPS: usize = 10;
 
 /// The simulated bodies and what moves them.
 pub(crate) struct Physics {
