@@ -7,8 +7,11 @@
 //! - **No memory.** With damping 0 the block starts every solve at rest.
 //! - **Only what touches.** A contact exists from overlap on; there is no look-ahead.
 //! - **Two solves.** Pushing and un-sinking are solved apart and their velocities added. Overlap beyond
-//!   [`SLOP`] shrinks by [`RECOVERY`] a tick. Here that is two solves of rapier's on the same contacts: one
-//!   with the overlap hidden, one with the pusher at rest.
+//!   [`SLOP`] shrinks by [`RECOVERY`] a tick. Here that is two worlds of rapier's with the same contacts: one
+//!   that does not see the overlap, one with the pusher at rest.
+//!
+//! What is not reproduced: the order in which contacts are visited. It matters only where no placement satisfies all of
+//! them within the sweeps: a block squeezed between pusher and wall, a pusher deep inside the block between bar and stem.
 //!
 //! No friction, no restitution, no gravity. Pusher and walls do not meet (a kinematic and fixed bodies).
 //! Same calls, same bits on every platform that rapier's `enhanced-determinism` covers.
@@ -40,54 +43,32 @@ const BLOCK_INERTIA: f64 = 3000.0;
 const SLOP: f64 = 0.1;
 /// Share of the overlap beyond [`SLOP`] that is removed per tick: 1 - 0.9^(60 dt), Chipmunk's default.
 const RECOVERY: f64 = 0.061_259_606_640_430_62;
-/// Sweeps over the contacts per solve. A single contact needs one, a wedged block more.
+/// Sweeps over the contacts per solve, Chipmunk's default.
 const SWEEPS: usize = 10;
 
-/// The simulated bodies and what moves them.
+/// The moving things, and the two solvers of their contacts.
 pub(crate) struct Physics {
-    world: PhysicsWorld,
-    pusher: RigidBodyHandle,
-    block: RigidBodyHandle,
+    pushing: Solver,
+    recovering: Solver,
     pusher_position: [f64; 2],
     pusher_velocity: [f64; 2],
     /// The block's centre of gravity, pixels.
     block_centre: [f64; 2],
     block_angle: f64,
-    /// What the last solve gave the block for the next tick: velocity (pixels/s) and turning rate (radians/s).
-    block_twist: ([f64; 2], f64),
+    /// What the last solve gave the block for the next tick.
+    block_twist: Twist,
 }
+
+/// A velocity (pixels/s) and a turning rate (radians/s).
+type Twist = ([f64; 2], f64);
 
 impl Physics {
     /// Bodies at rest, contacts solved once (so that a block that starts sunk into something begins to leave it).
     pub(crate) fn new(pusher: [f64; 2], block: Pose) -> Self {
-        let mut world = PhysicsWorld::new();
-        world.gravity = Vector::ZERO;
-        world.integration_parameters = parameters();
-        for wall in walls() {
-            world.insert_collider(wall, None);
-        }
-        let (pusher_handle, _) = world.insert(
-            RigidBodyBuilder::kinematic_velocity_based().can_sleep(false),
-            ColliderBuilder::ball(PUSHER_RADIUS).friction(0.0),
-        );
-        let block_handle =
-            world.insert_body(RigidBodyBuilder::dynamic().can_sleep(false).additional_mass_properties(
-                MassProperties::new(Vector::new(BLOCK_COG[0], BLOCK_COG[1]), BLOCK_MASS, BLOCK_INERTIA),
-            ));
-        for [least, _, greatest, _] in BLOCK_RECTANGLES {
-            let half = [(greatest[0] - least[0]) / 2.0, (greatest[1] - least[1]) / 2.0];
-            let collider = ColliderBuilder::cuboid(half[0], half[1])
-                .translation(Vector::new(least[0] + half[0], least[1] + half[1]))
-                .density(0.0)
-                .friction(0.0)
-                .active_hooks(ActiveHooks::MODIFY_SOLVER_CONTACTS);
-            world.insert_collider(collider, Some(block_handle));
-        }
         let cog = rotate(BLOCK_COG, block.angle);
         let mut physics = Self {
-            world,
-            pusher: pusher_handle,
-            block: block_handle,
+            pushing: Solver::new(Pass::Push),
+            recovering: Solver::new(Pass::Recover),
             pusher_position: pusher,
             pusher_velocity: [0.0; 2],
             block_centre: [block.position[0] + cog[0], block.position[1] + cog[1]],
@@ -126,31 +107,71 @@ impl Physics {
 
     /// Sets `block_twist` from the contacts at the present placement.
     fn solve(&mut self) {
-        let (push, touching) = self.pass(Pass::Push, self.pusher_velocity);
+        let (pusher, block) = (self.pusher_position, self.block());
+        let (push, touching) = self.pushing.solve(pusher, self.pusher_velocity, block);
         self.block_twist = push;
         if touching > 0 {
-            let (recover, _) = self.pass(Pass::Recover, [0.0; 2]);
+            let (recover, _) = self.recovering.solve(pusher, [0.0; 2], block);
             for axis in 0..2 {
                 self.block_twist.0[axis] += recover.0[axis];
             }
             self.block_twist.1 += recover.1;
         }
     }
+}
 
-    /// One solve of rapier's at the present placement, with the block at rest; the placement it arrives at is not used.
-    /// Gives the block's velocity, its turning rate and how many contacts there were.
-    fn pass(&mut self, pass: Pass, pusher_velocity: [f64; 2]) -> (([f64; 2], f64), usize) {
-        let placed = self.block();
-        if let Some(pusher) = self.world.bodies.get_mut(self.pusher) {
-            pusher.set_translation(Vector::from(self.pusher_position), true);
-            pusher.set_linvel(Vector::from(pusher_velocity), true);
+/// A world of rapier's that is placed, solved once, and placed anew; where it arrives is not used.
+struct Solver {
+    world: PhysicsWorld,
+    pusher: RigidBodyHandle,
+    block: RigidBodyHandle,
+    pass: Pass,
+}
+
+impl Solver {
+    fn new(pass: Pass) -> Self {
+        let mut world = PhysicsWorld::new();
+        world.gravity = Vector::ZERO;
+        world.integration_parameters = parameters(pass);
+        for wall in walls() {
+            world.insert_collider(wall, None);
         }
-        if let Some(block) = self.world.bodies.get_mut(self.block) {
-            block.set_position(RapierPose::new(Vector::from(placed.position), placed.angle), true);
-            block.set_linvel(Vector::ZERO, true);
-            block.set_angvel(0.0, true);
+        let (pusher, _) = world.insert(
+            RigidBodyBuilder::kinematic_velocity_based().can_sleep(false),
+            ColliderBuilder::ball(PUSHER_RADIUS).friction(0.0),
+        );
+        let cog = Vector::new(BLOCK_COG[0], BLOCK_COG[1]);
+        let block = world.insert_body(
+            RigidBodyBuilder::dynamic().can_sleep(false).additional_mass_properties(MassProperties::new(
+                cog,
+                BLOCK_MASS,
+                BLOCK_INERTIA,
+            )),
+        );
+        for [least, _, greatest, _] in BLOCK_RECTANGLES {
+            let half = [(greatest[0] - least[0]) / 2.0, (greatest[1] - least[1]) / 2.0];
+            let collider = ColliderBuilder::cuboid(half[0], half[1])
+                .translation(Vector::new(least[0] + half[0], least[1] + half[1]))
+                .density(0.0)
+                .friction(0.0)
+                .active_hooks(ActiveHooks::MODIFY_SOLVER_CONTACTS);
+            world.insert_collider(collider, Some(block));
         }
-        let law = ContactLaw { pass, touching: AtomicUsize::new(0) };
+        Self { world, pusher, block, pass }
+    }
+
+    /// The twist that the contacts give a block at rest, and how many contacts there are.
+    fn solve(&mut self, pusher: [f64; 2], pusher_velocity: [f64; 2], block: Pose) -> (Twist, usize) {
+        if let Some(body) = self.world.bodies.get_mut(self.pusher) {
+            body.set_translation(Vector::from(pusher), true);
+            body.set_linvel(Vector::from(pusher_velocity), true);
+        }
+        if let Some(body) = self.world.bodies.get_mut(self.block) {
+            body.set_position(RapierPose::new(Vector::from(block.position), block.angle), true);
+            body.set_linvel(Vector::ZERO, true);
+            body.set_angvel(0.0, true);
+        }
+        let law = ContactLaw { pass: self.pass, touching: AtomicUsize::new(0) };
         self.world.step_with_events(&law, &());
         let block = &self.world.bodies[self.block];
         let velocity = block.linvel();
@@ -187,8 +208,9 @@ impl PhysicsHooks for ContactLaw {
     }
 }
 
-/// One rigid solve per step, nothing ahead of contact, nothing carried over.
-fn parameters() -> IntegrationParameters {
+/// One rigid solve per step and nothing ahead of contact. As in Chipmunk, only pushing starts from the impulses of
+/// the tick before.
+fn parameters(pass: Pass) -> IntegrationParameters {
     // rapier's recovery is a spring of natural frequency f and damping ratio z that removes w / (w + 2 z) of the
     // overlap per step, w = 2 pi f dt, and is compliant by a term that falls with z^2: a large z makes it rigid.
     let damping_ratio = 1e6;
@@ -198,7 +220,10 @@ fn parameters() -> IntegrationParameters {
         dt: TICK_S,
         contact_softness: softness,
         static_contact_softness: softness,
-        warmstart_coefficient: 0.0,
+        warmstart_coefficient: match pass {
+            Pass::Push => 1.0,
+            Pass::Recover => 0.0,
+        },
         normalized_max_corrective_velocity: f64::MAX,
         normalized_max_linear_velocity: f64::MAX,
         normalized_prediction_distance: 0.0,

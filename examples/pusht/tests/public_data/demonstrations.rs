@@ -1,8 +1,8 @@
 //! Replays the human demonstrations from their first states, open loop, against what was recorded.
 //!
 //! Tolerances. Recorded states are f32, so 3e-5 px is exact; where several things touch at once, the order in which they
-//! are solved differs between the engines. Where a pusher starts deep inside the block (demonstrations 50
-//! and 109 of 206 do, between bar and stem), that order decides which way the block leaves.
+//! are solved differs between the engines. In demonstration 50 the pusher starts deep inside the block, on the seam of
+//! bar and stem, and that order decides which way the block leaves: the one replay that ends elsewhere.
 
 use std::f64::consts::TAU;
 
