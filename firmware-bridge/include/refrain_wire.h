@@ -82,7 +82,7 @@ struct refrain_state {
     uint64_t echo_us;
     uint64_t echo_received_us;
     uint32_t host_session;
-    uint32_t late_ticks;
+    uint32_t echo_session;
 };
 
 /* The CRC follows at offset 28. */

@@ -11,6 +11,7 @@
 
 #![cfg_attr(not(any(test, feature = "std")), no_std)]
 
+pub mod link;
 pub mod wire;
 
 #[cfg(feature = "std")]

@@ -26,7 +26,7 @@ int main(void) {
     SHOW(refrain_state, refusal); SHOW(refrain_state, torque); SHOW(refrain_state, host_sequence);
     SHOW(refrain_state, chunk); SHOW(refrain_state, bad_frames); SHOW(refrain_state, lost_frames);
     SHOW(refrain_state, refused_frames); SHOW(refrain_state, echo_us); SHOW(refrain_state, echo_received_us);
-    SHOW(refrain_state, host_session); SHOW(refrain_state, late_ticks); SHOW(refrain_heartbeat, request);
+    SHOW(refrain_state, host_session); SHOW(refrain_state, echo_session); SHOW(refrain_heartbeat, request);
     SHOW(refrain_fault, cause); SHOW(refrain_fault, joint); SHOW(refrain_fault, count); SHOW(refrain_fault, at_us);
     SHOW(refrain_fault, value); SHOW(refrain_fault, limit);
     printf("check %08x\n", refrain_crc32((const uint8_t *)"123456789", 9));

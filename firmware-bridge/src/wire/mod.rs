@@ -53,7 +53,7 @@
 //! | 48 | u64 | echo | host clock, µs: `time` of the last heartbeat heard; 0 none |
 //! | 56 | u64 | echo received | device clock, µs: when that heartbeat came |
 //! | 64 | u32 | host session | whom the device obeys; 0 nobody |
-//! | 68 | u32 | late ticks | control ticks that came more than half a tick late |
+//! | 68 | u32 | echo session | who sent that heartbeat; 0 none |
 //! | 72 | f32 × n | position | measured, rad |
 //! | 72 + 4n | f32 × n | velocity | of the setpoint, rad/s |
 //! | 72 + 8n | f32 × n | setpoint | sent to the motors, rad |

@@ -18,7 +18,7 @@ mod offset {
     pub(super) const ECHO: usize = 48;
     pub(super) const ECHO_RECEIVED: usize = 56;
     pub(super) const HOST_SESSION: usize = 64;
-    pub(super) const LATE_TICKS: usize = 68;
+    pub(super) const ECHO_SESSION: usize = 68;
     pub(super) const JOINTS: usize = 72;
 }
 
@@ -187,8 +187,8 @@ pub struct Repr {
     pub echo_received_us: u64,
     /// Session whom the device obeys; 0 nobody.
     pub host_session: u32,
-    /// Control ticks that came more than half a tick late.
-    pub late_ticks: u32,
+    /// Session of the heartbeat echoed; 0 none.
+    pub echo_session: u32,
     /// Measured, rad; zero after the last joint.
     pub position: [f32; MAX_JOINTS],
     /// Of the setpoint, rad/s.
@@ -217,7 +217,7 @@ impl Repr {
             echo_us: u64_at(bytes, offset::ECHO),
             echo_received_us: u64_at(bytes, offset::ECHO_RECEIVED),
             host_session: u32_at(bytes, offset::HOST_SESSION),
-            late_ticks: u32_at(bytes, offset::LATE_TICKS),
+            echo_session: u32_at(bytes, offset::ECHO_SESSION),
             position: floats(bytes, joints, 0),
             velocity: floats(bytes, joints, joints),
             setpoint: floats(bytes, joints, joints.saturating_mul(2)),
@@ -250,7 +250,7 @@ impl Repr {
         put(bytes, offset::ECHO, self.echo_us.to_le_bytes());
         put(bytes, offset::ECHO_RECEIVED, self.echo_received_us.to_le_bytes());
         put(bytes, offset::HOST_SESSION, self.host_session.to_le_bytes());
-        put(bytes, offset::LATE_TICKS, self.late_ticks.to_le_bytes());
+        put(bytes, offset::ECHO_SESSION, self.echo_session.to_le_bytes());
         for (index, value) in floats.enumerate() {
             put(bytes, float_offset(index), value.to_le_bytes());
         }

@@ -109,7 +109,7 @@ fn states() -> impl Strategy<Value = Any> {
                 lost_frames: words[3],
                 refused_frames: words[4],
                 host_session: words[5],
-                late_ticks: words[6],
+                echo_session: words[6],
                 echo_us: times[0],
                 echo_received_us: times[1],
                 position,
