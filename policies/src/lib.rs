@@ -4,6 +4,7 @@
 //! says.
 
 pub mod config;
+pub mod import;
 pub mod noise_schedule;
 pub mod package;
 pub mod plan;

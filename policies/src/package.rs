@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use crate::config::PolicyConfig;
 
 pub use names::expected_tensors;
+pub(crate) use names::{fits, shown};
 pub use weights::{Dtype, Tensor, TensorData, Weights};
 
 /// File with the configuration.
