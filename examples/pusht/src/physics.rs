@@ -95,8 +95,8 @@ impl Physics {
 
     /// One [`TICK_S`]: the pusher is drawn to `target` (pixels), everything moves, contacts are solved.
     pub(crate) fn tick(&mut self, target: [f64; 2]) {
-        for axis in 0..2 {
-            let pull = K_P * (target[axis] - self.pusher_position[axis]) - K_V * self.pusher_velocity[axis];
+        for (axis, goal) in target.into_iter().enumerate() {
+            let pull = K_P * (goal - self.pusher_position[axis]) - K_V * self.pusher_velocity[axis];
             self.pusher_velocity[axis] += pull * TICK_S;
             self.pusher_position[axis] += self.pusher_velocity[axis] * TICK_S;
             self.block_centre[axis] += self.block_twist.0[axis] * TICK_S;
