@@ -3,6 +3,8 @@
 //! Everything here is pure: no clock, thread, network or GPU. An engine of `refrain-runtime` executes what the plan
 //! says.
 
+pub mod adaptive_caching;
+pub mod calibration;
 pub mod config;
 pub mod import;
 pub mod noise_schedule;
@@ -10,3 +12,4 @@ pub mod package;
 pub mod plan;
 pub mod sampler;
 pub mod schedule;
+pub mod schedule_file;
