@@ -180,6 +180,11 @@ impl Host {
         self.counters
     }
 
+    /// The session of the device last heard.
+    pub fn device_session(&self) -> Option<u32> {
+        self.device.map(|device| device.session)
+    }
+
     /// The estimate of the device's clock.
     pub fn clock(&self) -> &Clock {
         &self.clock
@@ -266,7 +271,12 @@ impl Host {
             return Err(Unsent::Wire(Error::Joints(self.config.joints)));
         }
         let mut values = [0.0; MAX_VALUES];
-        values.get_mut(..count).ok_or(Unsent::Wire(Error::Points(points)))?.copy_from_slice(chunk.values);
+        if count > MAX_VALUES {
+            return Err(Unsent::Wire(Error::Points(points)));
+        }
+        for (slot, value) in values.iter_mut().zip(chunk.values) {
+            *slot = *value;
+        }
         let device_time = |host_us| self.clock.to_device(host_us).unwrap_or(0);
         let (observation_us, start_us) = (device_time(chunk.observation_us), device_time(chunk.start_us));
         let valid_until_us = device_time(chunk.valid_until_us);

@@ -1,7 +1,13 @@
 //! Faults on purpose, in virtual time and with seeds: the proofs that the numbers in the documentation come from.
 //!
 //! - [`corruption`]: millions of corrupted frames, none accepted.
+//! - [`noise`]: a line that loses, corrupts, repeats, reorders and delays.
+//! - [`world`]: host, line, device and motors in one virtual time.
+//! - [`table`]: the fault table.
 //!
-//! Not for a robot: nothing here touches a port.
+//! Not for a robot: nothing here touches a port. The simulated microcontroller puts [`noise`] on its own line.
 
 pub mod corruption;
+pub mod noise;
+pub mod table;
+pub mod world;
