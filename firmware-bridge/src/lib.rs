@@ -3,7 +3,13 @@
 //! - [`wire`]: the frames, byte by byte. Shared by host and microcontroller.
 //! - [`link`]: what each end does with them: a host and a device state machine without I/O.
 //!
-//! Both are `no_std`, allocate nothing, hold no clock (time is an argument) and have no panicking path of their
+//! With the feature `std`:
+//!
+//! - [`port`]: serial lines and UDP. [`bridge`]: a host on a port, chunks in and states out.
+//! - [`rehearsal`]: faults in virtual time, the fault table.
+//! - The binaries `refrain-bridge` and `refrain-mcu-sim`, a simulated microcontroller behind a pseudo-terminal.
+//!
+//! `wire` and `link` are `no_std`, allocate nothing, hold no clock (time is an argument) and have no panicking path of their
 //! own: indexing, unwrapping and unchecked integer arithmetic are denied by lints. Firmware written in Rust
 //! compiles these two modules; firmware in C takes `include/refrain_wire.h` and the tables in [`wire`].
 //!
@@ -11,8 +17,13 @@
 
 #![cfg_attr(not(any(test, feature = "std")), no_std)]
 
+#[cfg(feature = "std")]
+pub mod bridge;
+#[cfg(feature = "std")]
+pub mod clock;
 pub mod link;
-pub mod wire;
-
+#[cfg(feature = "std")]
+pub mod port;
 #[cfg(feature = "std")]
 pub mod rehearsal;
+pub mod wire;
