@@ -2,6 +2,10 @@
 //!
 //! One inference is: observation and noise in, trajectory out, the same operations in the same order every time.
 
+pub mod cpu;
+
+use refrain_policies::plan::Plan;
+
 /// Runs one policy's plan.
 pub trait Engine: Send {
     /// Denoises one trajectory.
@@ -16,7 +20,7 @@ pub trait Engine: Send {
     ) -> Result<(), EngineError>;
 }
 
-/// Why an inference could not be made.
+/// Why an engine cannot be made, or an inference cannot.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// An argument has another size than the plan.
@@ -29,4 +33,33 @@ pub enum EngineError {
         /// Numbers given.
         got: usize,
     },
+    /// The package lacks a weight that the plan names.
+    #[error("weight {name} is missing or has fewer than {expected} numbers; import the policy again")]
+    Weight {
+        /// State-dict name.
+        name: String,
+        /// Numbers that the plan needs.
+        expected: usize,
+    },
+    /// The system refused a thread.
+    #[error("cannot start a CPU engine thread: {0}; lower engine threads or raise the process limit")]
+    Thread(std::io::Error),
+}
+
+fn check_sizes(
+    plan: &Plan,
+    observation: &[f32],
+    noise: &[f32],
+    trajectory: &[f32],
+) -> Result<(), EngineError> {
+    for (name, expected, got) in [
+        ("observation", plan.observation.len(), observation.len()),
+        ("noise", plan.noise_len(), noise.len()),
+        ("trajectory", plan.trajectory.len(), trajectory.len()),
+    ] {
+        if expected != got {
+            return Err(EngineError::Size { name, expected, got });
+        }
+    }
+    Ok(())
 }

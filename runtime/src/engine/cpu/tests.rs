@@ -1,0 +1,1 @@
+//! Fast kernels against plain ones.
