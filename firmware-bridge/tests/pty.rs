@@ -142,9 +142,39 @@ fn a_reset_is_seen_and_nothing_moves_until_armed_anew() {
     assert!(drive(&mut bridge, &mut seen, None, LONG, |bridge, _| bridge.link() == Link::Disarmed));
     let resets = bridge.counters().resets;
     assert!(bridge.arm());
-    assert!(drive(&mut bridge, &mut seen, Some(0.2), LONG, |bridge, _| bridge.counters().resets > resets));
-    assert!(drive(&mut bridge, &mut seen, Some(0.2), LONG, |bridge, _| bridge.link() == Link::Disarmed));
+    assert!(drive(&mut bridge, &mut seen, Some(0.2), Duration::from_secs(3), |bridge, _| bridge
+        .counters()
+        .resets
+        > resets));
+    // The new device is heard at once; what it heard of before does not move it.
+    let soon = Duration::from_millis(500);
+    assert!(drive(&mut bridge, &mut seen, Some(0.2), soon, |bridge, _| bridge.link() == Link::Disarmed));
     assert!(!drive(&mut bridge, &mut seen, Some(0.2), Duration::from_millis(300), |_, seen| {
         seen.last.is_some_and(|state| state.torque)
     }));
+}
+
+#[test]
+fn a_killed_host_leaves_a_device_that_holds_until_another_arms_it() {
+    let simulator = Simulator::start(&[]);
+    let mut host = Command::new(env!("CARGO_BIN_EXE_refrain-bridge"))
+        .args(["--serial", &simulator.path, "--arm", "--demo", "0.5", "--print-ms", "20"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the bridge starts");
+    let output = BufReader::new(host.stdout.take().expect("piped"));
+    let running = output.lines().map_while(Result::ok).take(500).any(|line| line.contains("Running"));
+    assert!(running, "the bridge got the device to run");
+    // On Unix this is SIGKILL: no destructor runs, nothing is said to the device.
+    host.kill().expect("killed");
+    host.wait().expect("reaped");
+
+    let (mut bridge, mut seen) = (simulator.bridge(), Seen::default());
+    assert!(drive(&mut bridge, &mut seen, None, LONG, |bridge, _| bridge.link() == Link::Faulted));
+    let state = seen.last.expect("a state");
+    assert_eq!((state.mode, state.fault, state.torque), (Mode::Faulted, Some(Cause::Deadman), true));
+    assert_eq!(state.velocity, [0.0; 16]);
+    assert!(bridge.arm());
+    assert!(drive(&mut bridge, &mut seen, Some(0.1), LONG, |_, seen| arrived(seen, 0.1)));
 }

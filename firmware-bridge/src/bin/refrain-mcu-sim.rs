@@ -87,6 +87,8 @@ mod unix {
         let mut boot = random_session();
         let mut measured = [0.0f32; MAX_JOINTS];
         let joints = usize::from(arguments.joints);
+        // The line's time goes on through the device's resets.
+        let line_clock = Clock::start();
         loop {
             // A boot: a new clock, a new device, the motors where they are.
             let clock = Clock::start();
@@ -106,12 +108,12 @@ mod unix {
                     for byte in got {
                         pending.push(*byte);
                         if *byte == 0 {
-                            down.send(now_us, std::mem::take(&mut pending));
+                            down.send(line_clock.now_us(), std::mem::take(&mut pending));
                         }
                     }
                     now_us = clock.now_us();
                 }
-                while let Some(line) = down.receive(now_us) {
+                while let Some(line) = down.receive(line_clock.now_us()) {
                     for byte in line {
                         if let Some(found) = deframer.push(byte) {
                             device.receive_framed(now_us, found);
@@ -128,10 +130,10 @@ mod unix {
                 let mut line = [0; MAX_ENCODED];
                 while let Some(len) = device.poll_transmit(now_us, &mut buffer) {
                     if let Ok(len) = encode(&buffer[..len], &mut line) {
-                        up.send(now_us, line[..len].to_vec());
+                        up.send(line_clock.now_us(), line[..len].to_vec());
                     }
                 }
-                while let Some(line) = up.receive(now_us) {
+                while let Some(line) = up.receive(line_clock.now_us()) {
                     port.send_raw(&line)?;
                 }
             }

@@ -216,7 +216,7 @@ fn refuses_what_is_stale_foreign_or_repeated() {
     let cases: [(Change, Option<Refusal>); 11] = [
         (|_| (), None),
         (|c| c.header.sequence -= 1, Some(Refusal::Sequence)),
-        (|c| c.header.sequence -= 5, Some(Refusal::Sequence)),
+        (|c| c.header.sequence = c.header.sequence.wrapping_sub(5), Some(Refusal::Sequence)),
         (|c| c.header.session += 1, Some(Refusal::Session)),
         (|c| c.header.epoch -= 1, Some(Refusal::Epoch)),
         (|c| (c.header.joints, c.points) = (4, 5), Some(Refusal::Joints)),

@@ -75,3 +75,29 @@ impl Port for UdpLine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::example;
+
+    #[test]
+    fn carries_frames_both_ways() {
+        let mut device = UdpLine::listen(([127, 0, 0, 1], 0).into()).unwrap();
+        let mut host = UdpLine::connect(device.local_address().unwrap()).unwrap();
+        // A device that nobody has spoken to says nothing.
+        device.send(&example::COMMAND_BYTES).unwrap();
+        host.send(&example::HEARTBEAT_BYTES).unwrap();
+        let receive = |line: &mut UdpLine| {
+            let mut got = Vec::new();
+            line.receive(Duration::from_secs(5), &mut |found| got = found.unwrap().to_vec()).unwrap();
+            got
+        };
+        assert_eq!(receive(&mut device), example::HEARTBEAT_BYTES);
+        device.send(&example::COMMAND_BYTES).unwrap();
+        assert_eq!(receive(&mut host), example::COMMAND_BYTES);
+        let mut quiet = true;
+        host.receive(Duration::from_millis(1), &mut |_| quiet = false).unwrap();
+        assert!(quiet);
+    }
+}

@@ -32,11 +32,13 @@ pub enum Scenario {
     ClockDrift,
     /// Chunks come from observations 600 ms old, for 1 s.
     StaleChunk,
+    /// Frames to the device come 1 s late, for 3 s: buffered somewhere, all sound, all old.
+    LateFrames,
 }
 
 impl Scenario {
     /// All, in the table's order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::CablePulled,
         Self::Corruption1,
         Self::Corruption20,
@@ -46,6 +48,7 @@ impl Scenario {
         Self::DeviceReset,
         Self::ClockDrift,
         Self::StaleChunk,
+        Self::LateFrames,
     ];
 
     /// The name in the table.
@@ -60,6 +63,7 @@ impl Scenario {
             Self::DeviceReset => "device reset in motion",
             Self::ClockDrift => "clock drift 200 ppm",
             Self::StaleChunk => "stale chunk",
+            Self::LateFrames => "frames 1 s late",
         }
     }
 
@@ -255,6 +259,10 @@ fn begin(scenario: Scenario, world: &mut World) -> u64 {
         Scenario::StaleChunk => {
             world.observation_age_us = 600_000;
             1_000_000
+        }
+        Scenario::LateFrames => {
+            world.down.configure(NoiseConfig { delay_us: 1_000_000, ..QUIET });
+            3_000_000
         }
     }
 }

@@ -22,6 +22,10 @@
 //! over everything before. Magic, version and the place of the CRC stay the same in all versions. Reserved bytes
 //! are zero and checked. Floats are finite and checked. A receiver drops a frame that fails any check and counts it.
 //!
+//! While armed, the device takes only frames of the session that armed it, and each only if its sequence comes after the
+//! last one taken: duplicates and frames that were overtaken are refused and do not count as a sign of life. A request to
+//! stop is obeyed always.
+//!
 //! # Command (host to device): one action chunk
 //!
 //! | offset | size | field | meaning |
