@@ -19,9 +19,7 @@ use std::path::{Path, PathBuf};
 use half::f16;
 use sha2::{Digest, Sha256};
 
-use crate::package::{
-    Dtype, MAX_POLICY_BYTES, Package, PackageError, TensorData, hex, listed, parse_policy,
-};
+use crate::package::{Dtype, MAX_POLICY_BYTES, Package, PackageError, TensorData, hex, listed, parse_policy};
 
 pub use pickle::PickleError;
 
@@ -99,7 +97,9 @@ pub fn checkpoint_from(
         && order != b"little"
     {
         let order = String::from_utf8_lossy(&order).into_owned();
-        return Err(ImportError::Archive(format!("was written on a machine of byte order {order:?}; expected little")));
+        return Err(ImportError::Archive(format!(
+            "was written on a machine of byte order {order:?}; expected little"
+        )));
     }
     let Some(pickle) = archive.read("data.pkl", pickle::MAX_BYTES)? else {
         return Err(ImportError::Archive("has no data.pkl".into()));
@@ -142,7 +142,8 @@ pub fn safetensors(policy_toml: &Path, weights: &Path, options: &Options) -> Res
         config.provenance.license.clone_from(license);
     }
     let bytes = read(weights, crate::package::MAX_WEIGHTS_BYTES)?;
-    let file = ::safetensors::SafeTensors::deserialize(&bytes).map_err(|e| PackageError::Weights(e.to_string()))?;
+    let file =
+        ::safetensors::SafeTensors::deserialize(&bytes).map_err(|e| PackageError::Weights(e.to_string()))?;
     if config.provenance.source_sha256.is_empty() {
         config.provenance.source =
             weights.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -157,7 +158,8 @@ pub fn safetensors(policy_toml: &Path, weights: &Path, options: &Options) -> Res
         }
         match tensors::from_safetensors(&view).and_then(|values| store(values, options.dtype)) {
             Ok(data) => {
-                tensors.push((short.to_owned(), crate::package::Tensor { shape: view.shape().to_vec(), data }));
+                tensors
+                    .push((short.to_owned(), crate::package::Tensor { shape: view.shape().to_vec(), data }));
             }
             Err(problem) => problems.push(format!("{}: {problem}", crate::package::shown(name))),
         }

@@ -41,8 +41,12 @@ impl<R: Read + Seek> Archive<R> {
         }
         let bytes = source.seek(SeekFrom::End(0)).map_err(|e| ImportError::Archive(e.to_string()))?;
         let zip = ZipArchive::new(source).map_err(|e| damaged(&e))?;
-        let mut archive =
-            Self { zip, root: String::new(), budget: bytes.saturating_mul(BUDGET_FACTOR) + BUDGET_BASE, bytes };
+        let mut archive = Self {
+            zip,
+            root: String::new(),
+            budget: bytes.saturating_mul(BUDGET_FACTOR) + BUDGET_BASE,
+            bytes,
+        };
         archive.check_names()?;
         Ok(archive)
     }
@@ -50,7 +54,9 @@ impl<R: Read + Seek> Archive<R> {
     fn check_names(&mut self) -> Result<(), ImportError> {
         let entries = self.zip.len();
         if entries > MAX_ENTRIES {
-            return Err(ImportError::Archive(format!("expected at most {MAX_ENTRIES} entries, got {entries}")));
+            return Err(ImportError::Archive(format!(
+                "expected at most {MAX_ENTRIES} entries, got {entries}"
+            )));
         }
         if self.zip.has_duplicate_names() {
             return Err(ImportError::Archive("two entries have the same name".into()));
@@ -59,7 +65,10 @@ impl<R: Read + Seek> Archive<R> {
         for name in self.zip.file_names() {
             let name = name.map_err(|e| damaged(&e))?;
             let shown = crate::package::shown(&name);
-            if name.starts_with('/') || name.contains(['\\', ':', '\0']) || name.split('/').any(|part| part == "..") {
+            if name.starts_with('/')
+                || name.contains(['\\', ':', '\0'])
+                || name.split('/').any(|part| part == "..")
+            {
                 return Err(ImportError::Archive(format!("entry {shown} leads out of the archive")));
             }
             match name.split_once('/') {

@@ -89,7 +89,11 @@ impl Tree {
     }
 
     /// Follows a path, and references on it, to a value that is not itself a reference; and the path where it lies.
-    fn locate(&self, mut path: Vec<String>, mut depth: usize) -> Result<Option<(&Value, Vec<String>)>, String> {
+    fn locate(
+        &self,
+        mut path: Vec<String>,
+        mut depth: usize,
+    ) -> Result<Option<(&Value, Vec<String>)>, String> {
         'again: loop {
             let mut value = &self.root;
             for i in 0..path.len() {

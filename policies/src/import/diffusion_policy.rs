@@ -67,7 +67,9 @@ pub(super) fn import<R: Read + Seek>(
     let averaged = described.use_ema.unwrap_or_else(|| pickle.item(states, "ema_model").is_some());
     let which = if averaged { "ema_model" } else { "model" };
     let Some(state) = pickle.item(states, which).and_then(|id| pickle.pairs(id)) else {
-        problems.borrow_mut().push(format!("state_dicts.{which}: is missing, and training.use_ema is {averaged}"));
+        problems
+            .borrow_mut()
+            .push(format!("state_dicts.{which}: is missing, and training.use_ema is {averaged}"));
         return Err(ImportError::Unsupported(problems.into_inner()));
     };
     let state = State::new(pickle, state, &problems);
@@ -356,8 +358,11 @@ fn check_masks(state: &State<'_>, described: &Described, problems: &RefCell<Vec<
     for (name, expected) in [("model.mask", a.causal), ("model.memory_mask", a.causal && a.obs_as_cond)] {
         let got = state.tensors.contains_key(name);
         if got != expected {
-            let (got, expected) = (if got { "is there" } else { "is missing" }, if expected { "has" } else { "has no" });
-            problems.borrow_mut().push(format!("{name}: {got}, but a model with this configuration {expected} such mask"));
+            let (got, expected) =
+                (if got { "is there" } else { "is missing" }, if expected { "has" } else { "has no" });
+            problems
+                .borrow_mut()
+                .push(format!("{name}: {got}, but a model with this configuration {expected} such mask"));
         }
     }
 }

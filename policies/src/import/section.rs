@@ -149,7 +149,9 @@ impl<'a> Section<'a> {
                     self.problem(key, "is not supported: unknown key");
                 }
             }
-            Ok(None) => self.problems.borrow_mut().push(format!("cfg.{}: is missing, expected a table", self.path)),
+            Ok(None) => {
+                self.problems.borrow_mut().push(format!("cfg.{}: is missing, expected a table", self.path))
+            }
             Err(problem) => self.problems.borrow_mut().push(format!("cfg.{}: {problem}", self.path)),
         }
     }

@@ -87,7 +87,9 @@ pub(super) fn view(pickle: &Pickle, id: Id) -> Result<View, String> {
             ));
         }
     };
-    let key = pickle.text(*key).filter(|k| k.len() <= 64 && k.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'));
+    let key = pickle
+        .text(*key)
+        .filter(|k| k.len() <= 64 && k.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'));
     let key = key.ok_or_else(broken)?.to_owned();
     let elements = pickle.size(*elements).ok_or_else(broken)?;
     let view = View { shape, strides, offset, element, storage: key, elements };
@@ -103,11 +105,9 @@ impl View {
 
     fn check(&self) -> Result<(), String> {
         let count = self.shape.iter().try_fold(1usize, |n, &s| n.checked_mul(s));
-        let last = self
-            .shape
-            .iter()
-            .zip(&self.strides)
-            .try_fold(self.offset, |at, (&n, &stride)| at.checked_add(n.saturating_sub(1).checked_mul(stride)?));
+        let last = self.shape.iter().zip(&self.strides).try_fold(self.offset, |at, (&n, &stride)| {
+            at.checked_add(n.saturating_sub(1).checked_mul(stride)?)
+        });
         let inside = match (count, last) {
             (Some(0), _) => true,
             (Some(count), Some(last)) => last < self.elements && count <= self.elements,

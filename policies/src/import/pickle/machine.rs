@@ -159,7 +159,12 @@ impl<'a> Machine<'a> {
                 "01" => Node::Bool(true),
                 text => match text.strip_suffix('L').unwrap_or(text).parse() {
                     Ok(value) => Node::Int(value),
-                    Err(e) if matches!(e.kind(), std::num::IntErrorKind::PosOverflow | std::num::IntErrorKind::NegOverflow) => {
+                    Err(e)
+                        if matches!(
+                            e.kind(),
+                            std::num::IntErrorKind::PosOverflow | std::num::IntErrorKind::NegOverflow
+                        ) =>
+                    {
                         Node::BigInt
                     }
                     Err(_) => return Err(self.invalid("expected an integer")),
