@@ -29,6 +29,9 @@ pub struct PolicyConfig {
     pub name: String,
     /// Rate at which the policy's actions follow each other, in Hz.
     pub rate_hz: f64,
+    /// Name of the schedule in `schedules/` that a robot runs when it names none; without it every block is computed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_schedule: Option<String>,
     /// The denoiser's shape.
     pub architecture: Architecture,
     /// What goes in: O numbers per step.
@@ -251,12 +254,25 @@ impl PolicyConfig {
         if !(self.rate_hz > 0.0 && self.rate_hz <= 10_000.0) {
             found.push(format!("rate_hz: expected more than 0 and at most 10000, got {}", self.rate_hz));
         }
+        if let Some(name) = &self.default_schedule
+            && !is_plain_name(name)
+        {
+            found.push(format!(
+                "default_schedule: expected a name of letters, digits, '-', '_' and '.', got {name:?}"
+            ));
+        }
         self.observation.problems("observation", &mut found);
         self.action.problems("action", &mut found);
         self.architecture.problems(&mut found);
         self.sampler.problems(&mut found);
         found
     }
+}
+
+/// Whether a name can stand for a file without leading anywhere else.
+fn is_plain_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    (1..=100).contains(&name.len()) && !name.starts_with('.') && name.chars().all(plain)
 }
 
 impl Architecture {

@@ -188,6 +188,8 @@ fn policy_toml_must_be_of_this_form() {
         ("rate_hz = 20.0", "", "missing field `rate_hz`"),
         ("layers = 1", "layers = -1", "invalid value"),
         ("kind = \"ddpm\"", "kind = \"euler\"", "unknown variant `euler`"),
+        ("rate_hz", "default_schedule = \"../../x\"\nrate_hz", "default_schedule: expected a name"),
+        ("rate_hz", "default_schedule = \".\"\nrate_hz", "default_schedule: expected a name"),
         ("format = 1", "format = 2", "format: expected 1, got 2"),
         ("layers = 1", "layers = 9000000000000000000", "architecture.layers: expected 1 to 128"),
         ("width = 4", "width = 0", "architecture.width"),

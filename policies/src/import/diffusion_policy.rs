@@ -95,6 +95,7 @@ pub(super) fn import<R: Read + Seek>(
         format: FORMAT,
         name: "imported".into(),
         rate_hz,
+        default_schedule: None,
         architecture: described.architecture,
         observation,
         action,

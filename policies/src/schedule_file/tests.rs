@@ -30,6 +30,7 @@ fn config() -> PolicyConfig {
         format: POLICY_FORMAT,
         name: "two-layer".to_owned(),
         rate_hz: 10.0,
+        default_schedule: None,
         architecture: Architecture {
             layers: 2,
             heads: 2,

@@ -273,6 +273,7 @@ pub(crate) fn small_config() -> PolicyConfig {
         format: 1,
         name: "small".into(),
         rate_hz: 20.0,
+        default_schedule: None,
         architecture: Architecture {
             layers: 1,
             heads: 2,
