@@ -137,6 +137,9 @@ pub struct SamplerStep {
     pub from_noise: f32,
 }
 
+/// Stands for one divided by zero where the result is clipped; finite, so that equal terms cancel.
+const LARGE: f32 = 1e30;
+
 /// Most training timesteps a configuration may name.
 const MAX_TRAIN_STEPS: usize = 100_000;
 
@@ -197,10 +200,17 @@ impl SamplerConfig {
         if !(0.0..=1.0).contains(&self.eta) {
             found.push(format!("sampler.eta: expected 0 to 1, got {}", self.eta));
         }
-        if self.rescale_betas_zero_snr && self.prediction_type == PredictionType::Epsilon {
-            found.push("sampler.rescale_betas_zero_snr: prediction_type epsilon divides by zero at the last timestep; expected sample or v_prediction".into());
-        }
         let timesteps = self.inference_timesteps();
+        if self.rescale_betas_zero_snr
+            && self.prediction_type == PredictionType::Epsilon
+            && !self.clip_sample
+            && timesteps.contains(&(train - 1))
+        {
+            found.push(format!(
+                "sampler.rescale_betas_zero_snr: prediction_type epsilon divides by zero at timestep {}; expected clip_sample = true, or prediction_type sample or v_prediction",
+                train - 1
+            ));
+        }
         if timesteps.len() != self.inference_steps {
             found.push(format!(
                 "sampler.timesteps: expected inference_steps = {} timesteps, got {}",
@@ -282,6 +292,8 @@ impl SamplerConfig {
     fn clean(&self, alpha_bar: f32, timestep: usize) -> SamplerStep {
         let (signal, noise) = (alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt());
         let (x0_from_x, x0_from_model) = match self.prediction_type {
+            // Nothing of the signal is left: diffusers divides by zero and clips, so only the sign counts.
+            PredictionType::Epsilon if signal == 0.0 => (LARGE, -LARGE),
             PredictionType::Epsilon => (1.0 / signal, -noise / signal),
             PredictionType::Sample => (0.0, 1.0),
             PredictionType::VPrediction => (signal, -noise),
