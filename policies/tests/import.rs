@@ -14,7 +14,7 @@ use refrain_policies::package::{Dtype, Package, TensorData};
 use refrain_policies::sampler::{PredictionType, SamplerKind, TimestepSpacing, VarianceType};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-use support::{Checkpoint, fixtures, shared, small_config};
+use support::{Checkpoint, fixtures, shared, small_config, tensor};
 
 fn exact() -> Options {
     Options { dtype: Dtype::F32, ..Options::default() }
@@ -158,6 +158,41 @@ fn odd_storages_give_the_values_they_mean() {
     assert!((mean("ln_f.weight") - 1.0).abs() < 0.5, "{}", mean("ln_f.weight"));
     assert!(mean("ln_f.bias").abs() < 0.5, "{}", mean("ln_f.bias"));
     assert_eq!(package.config.observation.normalizer.scale, [1.0; 5], "one parameter serves all elements");
+}
+
+#[test]
+fn views_give_exactly_the_values_they_mean() {
+    let mut checkpoint = Checkpoint::small();
+    let stored = |entries: &mut BTreeMap<String, Vec<u8>>, key: &str, bytes: Vec<Vec<u8>>| {
+        entries.insert(format!("data/{key}"), bytes.concat());
+    };
+    let numbers = || (0..20).map(|i| i as f32 - 7.25);
+    let entries = &mut checkpoint.entries;
+    stored(entries, "f32", numbers().map(|v| v.to_le_bytes().to_vec()).collect());
+    stored(entries, "f64", numbers().map(|v| f64::from(v).to_le_bytes().to_vec()).collect());
+    stored(entries, "f16", numbers().map(|v| f16::from_f32(v).to_le_bytes().to_vec()).collect());
+    stored(entries, "bf16", numbers().map(|v| half::bf16::from_f32(v).to_le_bytes().to_vec()).collect());
+    let kinds = [
+        ("f32", "FloatStorage"),
+        ("f64", "DoubleStorage"),
+        ("f16", "HalfStorage"),
+        ("bf16", "BFloat16Storage"),
+    ];
+    for (key, storage) in kinds {
+        for (strides, offset) in
+            [([4, 1], 0), ([4, 1], 3), ([1, 2], 0), ([1, 2], 5), ([5, 2], 1), ([0, 1], 2)]
+        {
+            // head.weight is [2, 4].
+            let at = |i: usize| offset + i / 4 * strides[0] + i % 4 * strides[1];
+            let expected: Vec<f32> = (0..8).map(|i| at(i) as f32 - 7.25).collect();
+            let signed = strides.map(|s| s as i64);
+            let view = tensor(key, storage, &[2, 4], Some(&signed), offset as i64, 20);
+            checkpoint.described.insert("model.head.weight".into(), view);
+            let package = checkpoint.import(&exact()).unwrap();
+            let got = package.weights.get("head.weight").unwrap().to_f32();
+            assert_eq!(got, expected, "{storage} {strides:?} {offset}");
+        }
+    }
 }
 
 #[test]
