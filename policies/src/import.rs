@@ -1,7 +1,7 @@
 //! Importers: from other formats to a [`Package`]. Nothing from a file is ever executed.
 //!
-//! [`checkpoint`] reads `.ckpt` files of real-stanford/diffusion_policy; [`safetensors`] reads a `policy.toml` beside
-//! plain weights. What is not supported is refused by name, all of it at once.
+//! [`checkpoint`] reads `.ckpt` files of real-stanford/diffusion_policy; [`safetensors`](fn@safetensors) reads a
+//! `policy.toml` beside plain weights. What is not supported is refused by name, all of it at once.
 
 mod archive;
 mod config_tree;
