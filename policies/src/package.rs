@@ -147,6 +147,15 @@ impl Package {
         replace(dir, POLICY_FILE, policy.as_bytes())
     }
 
+    /// Makes a schedule of the package in `dir` the one that robots run when they name none.
+    pub fn set_default_schedule(dir: &Path, name: &str) -> Result<(), PackageError> {
+        let path = dir.join(POLICY_FILE);
+        let text = fs::read_to_string(&path).map_err(|source| PackageError::Read { path, source })?;
+        let config = PolicyConfig { default_schedule: Some(name.to_owned()), ..parse_policy(&text)? };
+        let policy = toml::to_string(&config).map_err(|e| PackageError::Policy(e.to_string()))?;
+        replace(dir, POLICY_FILE, policy.as_bytes())
+    }
+
     /// SHA-256 of the weights file this package was read from (or would be saved to), lowercase hex.
     pub fn weights_sha256(&self) -> String {
         self.weights_sha256.clone()

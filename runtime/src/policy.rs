@@ -34,6 +34,11 @@ impl Policy {
         &self.config
     }
 
+    /// What runs it, in a few words.
+    pub fn engine_name(&self) -> String {
+        self.engine.name()
+    }
+
     /// Numbers of noise that one prediction takes: `[K + 1, T, N]`.
     pub fn noise_len(&self) -> usize {
         let c = &self.config;

@@ -18,6 +18,9 @@ pub trait Engine: Send {
         noise: &[f32],
         trajectory: &mut [f32],
     ) -> Result<(), EngineError>;
+
+    /// What runs the plan, in a few words for people.
+    fn name(&self) -> String;
 }
 
 /// Why an engine cannot be made, or an inference cannot.
@@ -41,6 +44,9 @@ pub enum EngineError {
         /// Numbers that the plan needs.
         expected: usize,
     },
+    /// A GPU was asked for by name.
+    #[error("no GPU engine: this build runs policies on the CPU; use --engine cpu or auto")]
+    NoGpu,
     /// The system refused a thread.
     #[error("cannot start a CPU engine thread: {0}; lower engine threads or raise the process limit")]
     Thread(std::io::Error),

@@ -1,6 +1,7 @@
 //! The lanes of AVX-512 (one register) and AVX2 (two registers).
 
 #![allow(clippy::undocumented_unsafe_blocks, reason = "every block rests on the contract of `Lanes`")]
+#![allow(clippy::wildcard_imports, reason = "fifty intrinsics, each named by its prefix")]
 
 use std::arch::x86_64::*;
 

@@ -13,11 +13,16 @@ use super::math::activate;
 use super::product::{Weight, pack, product};
 use super::weights::{Packed, PackedData};
 
+/// LayerNorm's parameters, `[I]` each.
+pub(super) struct Norm {
+    pub(super) gain: Arc<[f32]>,
+    pub(super) bias: Arc<[f32]>,
+}
+
 /// A resolved [`refrain_policies::plan::Linear`].
 pub(super) struct Linear {
     pub(super) input: Place,
-    /// Gain and bias, `[I]` each.
-    pub(super) norm: Option<(Arc<[f32]>, Arc<[f32]>)>,
+    pub(super) norm: Option<Norm>,
     pub(super) matrix: Arc<Packed>,
     /// `[C]`, padded with zeros to whole panels.
     pub(super) bias: Arc<[f32]>,
@@ -77,7 +82,7 @@ unsafe fn with_weights<L: Lanes, W: Weight>(
         for first in (0..job.input.rows).step_by(LANES) {
             let n = (job.input.rows - first).min(LANES);
             let input = arena.base().add(job.input.at + first * job.input.stride);
-            let norm = job.norm.as_ref().map(|(gain, bias)| (gain.as_ptr(), bias.as_ptr()));
+            let norm = job.norm.as_ref().map(|norm| (norm.gain.as_ptr(), norm.bias.as_ptr()));
             pack::<L>(input, job.input.stride, n, depth, norm, packed);
             for panel in panels.clone() {
                 product::<L, W>(packed, weights.add(panel * depth * LANES), depth, n, tile);

@@ -6,6 +6,7 @@
 
 mod arena;
 mod attention;
+mod floor;
 mod lanes;
 mod linear;
 mod math;
@@ -26,6 +27,7 @@ use super::{Engine, EngineError};
 use arena::Place;
 use team::Team;
 
+pub use floor::Floor;
 pub use lanes::Isa;
 pub use program::Program;
 pub use weights::CpuWeights;
@@ -71,6 +73,10 @@ impl CpuEngine {
 }
 
 impl Engine for CpuEngine {
+    fn name(&self) -> String {
+        format!("CPU ({:?})", self.isa())
+    }
+
     fn infer(
         &mut self,
         observation: &[f32],

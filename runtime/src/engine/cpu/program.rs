@@ -8,7 +8,7 @@ use refrain_policies::plan::{self, Op, Plan, VectorId};
 use super::arena::{Arena, Place};
 use super::attention::Attention;
 use super::lanes::{Isa, LANES};
-use super::linear::Linear;
+use super::linear::{Linear, Norm};
 use super::tokens::{self, Combine, Embed, Head, Impose};
 use super::weights::CpuWeights;
 use crate::engine::EngineError;
@@ -181,7 +181,7 @@ impl Resolver<'_> {
         let mut bias = self.weights.vector(&self.plan.vectors[l.bias.0])?;
         bias.resize(matrix.panels() * LANES, 0.0);
         let norm = match &l.norm {
-            Some(norm) => Some((self.vector(norm.gain)?, self.vector(norm.bias)?)),
+            Some(norm) => Some(Norm { gain: self.vector(norm.gain)?, bias: self.vector(norm.bias)? }),
             None => None,
         };
         Ok(Linear {

@@ -47,6 +47,14 @@ impl CpuWeights {
         Arc::new(Self { package, packed: Mutex::default() })
     }
 
+    /// Bytes that one weight of the large matrices takes: 2 for an f16 package, else 4.
+    pub fn bytes_per_weight(&self) -> u64 {
+        match self.package.weights.get("head.weight").map(|t| &t.data) {
+            Some(TensorData::F16(_)) => 2,
+            _ => 4,
+        }
+    }
+
     fn tensor(&self, name: &str, first: usize, len: usize) -> Result<&TensorData, EngineError> {
         let missing = || EngineError::Weight { name: name.to_owned(), expected: first + len };
         let tensor = self.package.weights.get(name).ok_or_else(missing)?;
@@ -115,10 +123,5 @@ fn panels<T: Copy>(rows: usize, cols: usize, at: impl Fn(usize) -> T, zero: T) -
 impl Packed {
     pub(super) fn panels(&self) -> usize {
         self.rows.div_ceil(LANES)
-    }
-
-    /// Bytes held.
-    pub(super) fn bytes(&self) -> usize {
-        self.panels() * self.cols * LANES * if matches!(self.data, PackedData::F16(_)) { 2 } else { 4 }
     }
 }

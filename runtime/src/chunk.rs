@@ -1,0 +1,133 @@
+//! The action chunk: what inference hands to control, and what it says at a time.
+//!
+//! Actions are timed by their observation: action n stands for the period from `observation + n * action period` on. What
+//! inference delay made stale is therefore skipped by itself and can never be replayed.
+
+use crate::clock::{Nanos, Time};
+use crate::safety::{Joints, MAX_JOINTS};
+
+/// How the policy's rate becomes the control rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Interpolation {
+    /// Each action stands for its whole period.
+    Hold,
+    /// Straight from action n at its time to action n + 1 at its time.
+    Linear,
+}
+
+/// One predicted chunk; buffers are made once, at their largest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chunk {
+    /// Counts chunks from 1; 0 is no chunk.
+    pub sequence: u64,
+    /// When the newest observation was made that it was computed from.
+    pub observation: Time,
+    /// When inference was done.
+    pub ready: Time,
+    /// Nanoseconds between actions.
+    pub action_period: Nanos,
+    /// Actions that follow each other, from the observation's time on.
+    pub steps: usize,
+    /// Joints per action.
+    pub joints: usize,
+    /// `[steps, joints]`, in the units of the demonstrations; may be longer than that.
+    pub actions: Vec<f64>,
+}
+
+/// What a chunk says at a time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Said {
+    /// Be here; the first number is the action's index.
+    Target(usize, Joints),
+    /// Its last action is over.
+    Ended,
+}
+
+impl Chunk {
+    /// No chunk yet, with room for `steps` actions of `joints` numbers.
+    pub fn none(steps: usize, joints: usize, action_period: Nanos) -> Self {
+        Self {
+            sequence: 0,
+            observation: Time::default(),
+            ready: Time::default(),
+            action_period,
+            steps: 0,
+            joints,
+            actions: vec![0.0; steps * joints],
+        }
+    }
+
+    /// Becomes `other` without allocating, if it has room.
+    pub fn copy_from(&mut self, other: &Self) {
+        let actions = std::mem::take(&mut self.actions);
+        *self = Self { actions, ..*other };
+        self.actions.clear();
+        self.actions.extend_from_slice(&other.actions);
+    }
+
+    /// Index of the action whose period holds `now`; before the observation, the first.
+    pub fn index(&self, now: Time) -> usize {
+        usize::try_from((now - self.observation).max(0) / self.action_period).unwrap_or(usize::MAX)
+    }
+
+    /// What it says at `now`. Linear interpolation keeps the last action for its whole period.
+    pub fn at(&self, now: Time, interpolation: Interpolation) -> Said {
+        let index = self.index(now);
+        if index >= self.steps {
+            return Said::Ended;
+        }
+        let row = |i: usize| &self.actions[i * self.joints..(i + 1) * self.joints];
+        let mut target = [0.0; MAX_JOINTS];
+        target[..self.joints].copy_from_slice(row(index));
+        if interpolation == Interpolation::Linear && index + 1 < self.steps {
+            let into = (now - self.observation).max(0) % self.action_period;
+            let share = into as f64 / self.action_period as f64;
+            for (value, next) in target.iter_mut().zip(row(index + 1)) {
+                *value += share * (next - *value);
+            }
+        }
+        Said::Target(index, target)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk() -> Chunk {
+        Chunk {
+            sequence: 1,
+            observation: Time::from_nanos(1_000),
+            steps: 3,
+            actions: vec![1.0, 10.0, 2.0, 20.0, 4.0, 40.0],
+            ..Chunk::none(3, 2, 100)
+        }
+    }
+
+    fn said(at: i64, interpolation: Interpolation) -> Option<(usize, f64, f64)> {
+        match chunk().at(Time::from_nanos(at), interpolation) {
+            Said::Target(index, target) => Some((index, target[0], target[1])),
+            Said::Ended => None,
+        }
+    }
+
+    #[test]
+    fn actions_are_timed_by_the_observation() {
+        assert_eq!(said(900, Interpolation::Hold), Some((0, 1.0, 10.0)));
+        assert_eq!(said(1_000, Interpolation::Hold), Some((0, 1.0, 10.0)));
+        assert_eq!(said(1_099, Interpolation::Hold), Some((0, 1.0, 10.0)));
+        assert_eq!(said(1_100, Interpolation::Hold), Some((1, 2.0, 20.0)));
+        assert_eq!(said(1_299, Interpolation::Hold), Some((2, 4.0, 40.0)));
+        assert_eq!(said(1_300, Interpolation::Hold), None);
+        assert_eq!(said(i64::MAX, Interpolation::Hold), None);
+    }
+
+    #[test]
+    fn linear_interpolation_joins_the_actions() {
+        assert_eq!(said(1_000, Interpolation::Linear), Some((0, 1.0, 10.0)));
+        assert_eq!(said(1_125, Interpolation::Linear), Some((1, 2.5, 25.0)));
+        assert_eq!(said(1_250, Interpolation::Linear), Some((2, 4.0, 40.0)));
+        assert_eq!(said(1_300, Interpolation::Linear), None);
+    }
+}

@@ -1,0 +1,108 @@
+//! The command line: arguments in, short answers out. What a command does lives elsewhere; this is its face.
+
+mod bench;
+mod calibrate;
+#[cfg(feature = "pusht")]
+mod demo;
+#[cfg(feature = "pusht")]
+mod evaluate;
+mod import;
+mod infer;
+mod plan;
+#[cfg(feature = "pusht")]
+mod report;
+mod run;
+mod selection;
+mod statistics;
+mod tensors;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// What a command ends with: an error that names what was wrong and what to do.
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// Runs transformer Diffusion Policies on robots: fast, in time, without Python.
+#[derive(Parser)]
+#[command(name = "refrain", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Watch a policy push the T, over the bus; needs no file.
+    #[cfg(feature = "pusht")]
+    Demo(demo::Args),
+    /// Run a robot: the embedded daemon.
+    Run(run::Args),
+    /// Turn a PyTorch checkpoint into a policy package, without Python.
+    Import(import::Args),
+    /// Predict action chunks for observations in a file.
+    Infer(infer::Args),
+    /// Show what a policy and a schedule compile to, and draw it.
+    Plan(plan::Args),
+    /// Make a cache schedule from recorded observations.
+    Calibrate(calibrate::Args),
+    /// Time a policy on this machine, beside the floor that the machine sets.
+    Bench(bench::Args),
+    /// Score a policy over many episodes.
+    #[cfg(feature = "pusht")]
+    Eval(evaluate::Args),
+    /// Compare schedules with the full policy and with DDIM at equal computations; writes one page.
+    #[cfg(feature = "pusht")]
+    Report(report::Args),
+}
+
+/// Prints a line; a reader that has gone away ends the program quietly.
+macro_rules! say {
+    ($($arg:tt)*) => { $crate::cli::print_line(format_args!($($arg)*)) };
+}
+use say;
+
+fn print_line(line: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    if writeln!(std::io::stdout(), "{line}").is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// Parses the process's arguments, runs the command, and prints an error as one short line with its causes.
+pub fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("REFRAIN_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,zenoh=error")),
+        )
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
+    let outcome = match Cli::parse().command {
+        Command::Import(args) => args.run(),
+        Command::Infer(args) => args.run(),
+        Command::Plan(args) => args.run(),
+        Command::Calibrate(args) => args.run(),
+        Command::Bench(args) => args.run(),
+        Command::Run(args) => args.run(),
+        #[cfg(feature = "pusht")]
+        Command::Demo(args) => args.run(),
+        #[cfg(feature = "pusht")]
+        Command::Eval(args) => args.run(),
+        #[cfg(feature = "pusht")]
+        Command::Report(args) => args.run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            let mut cause = error.source();
+            while let Some(inner) = cause {
+                eprintln!("  because: {inner}");
+                cause = inner.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

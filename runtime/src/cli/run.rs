@@ -1,0 +1,65 @@
+//! `refrain run`: the daemon.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::selection::{EngineArgs, EngineName, SamplerArgs, Selected, load};
+use super::statistics::timing;
+use super::{Outcome, say};
+use crate::clock::Duration;
+use crate::config::{EngineChoice, RobotConfig};
+use crate::control::Mode;
+use crate::daemon::Daemon;
+use crate::threads;
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The robot's configuration; `examples/pusht/robot.toml` is a commented one.
+    robot: PathBuf,
+    /// Threads of the CPU engine; otherwise one per processor, at most four.
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+/// How often mode and end are looked at.
+const POLL: Duration = Duration::from_millis(100);
+
+impl Args {
+    pub(super) fn run(self) -> Outcome {
+        let config = RobotConfig::load(&self.robot)?;
+        let folder = &config.policy.path;
+        let selected = Selected::new(folder, load(folder)?, SamplerArgs::default(), &config.policy.schedule)?;
+        let robot = config.resolve(&selected.config)?;
+        let engine = match config.policy.engine {
+            EngineChoice::Auto => EngineName::Auto,
+            EngineChoice::Gpu => EngineName::Gpu,
+            EngineChoice::Cpu => EngineName::Cpu,
+        };
+        let policy = selected.policy(EngineArgs { engine, threads: self.threads })?;
+        let engine_name = policy.engine_name();
+        let end = Arc::new(AtomicBool::new(false));
+        let asked = Arc::clone(&end);
+        ctrlc::set_handler(move || asked.store(true, Ordering::Relaxed))?;
+        let daemon = Daemon::start(&robot, policy)?;
+        say!(
+            "{}: {} with {}, schedule {}, on {engine_name}; stop it with Ctrl-C",
+            robot.name,
+            selected.config.name,
+            selected.config.sampler.label(),
+            selected.name
+        );
+        let mut mode = Mode::Warmup;
+        while !end.load(Ordering::Relaxed) {
+            let now = daemon.signals().mode();
+            if now != mode {
+                say!("{mode:?} -> {now:?}");
+                mode = now;
+            }
+            threads::park(POLL);
+        }
+        say!("stopping: braking, then holding");
+        timing(&daemon.shutdown()?, true);
+        Ok(())
+    }
+}

@@ -1,0 +1,411 @@
+//! `robot.toml`: which policy runs on which robot, how fast, within which limits, over which topics.
+//!
+//! Unknown keys are refused. [`RobotConfig::resolve`] checks the file against the policy, reports everything that is wrong
+//! at once, and gives what the threads are made from ([`Robot`]). Limits are required for every joint: there is no
+//! unlimited default. A commented example lies in `examples/pusht/robot.toml`.
+
+mod resolve;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::chunk::Interpolation;
+use crate::clock::Nanos;
+use crate::control::{ControlConfig, Late};
+use crate::observation::IntakeConfig;
+use crate::safety;
+use crate::threads::Scheduling;
+
+/// The `format` this version reads.
+pub const FORMAT: u32 = 1;
+
+/// The content of `robot.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RobotConfig {
+    /// File format version, [`FORMAT`].
+    pub format: u32,
+    /// The robot's name: the first part of the stop and reset keys unless they are given.
+    pub name: String,
+    /// What runs.
+    pub policy: PolicySection,
+    /// The control loop.
+    pub control: ControlSection,
+    /// When chunks are made, and what happens when they are late.
+    #[serde(default)]
+    pub chunk: ChunkSection,
+    /// What comes in.
+    pub observation: ObservationSection,
+    /// What goes out.
+    pub action: ActionSection,
+    /// How it travels.
+    #[serde(default)]
+    pub bus: BusSection,
+}
+
+/// `[policy]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicySection {
+    /// The policy package's folder, relative to this file.
+    pub path: PathBuf,
+    /// Which engine runs it.
+    #[serde(default)]
+    pub engine: EngineChoice,
+    /// Name of a schedule of the package, or `full`.
+    #[serde(default = "full")]
+    pub schedule: String,
+    /// Seed of the noise.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+/// Which engine runs the policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineChoice {
+    /// The GPU where there is one, else the CPU; falling back is reported.
+    #[default]
+    Auto,
+    /// The GPU, or an error.
+    Gpu,
+    /// The CPU.
+    Cpu,
+}
+
+/// `[control]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControlSection {
+    /// Ticks per second, 10 to 1000.
+    pub rate_hz: f64,
+    /// From the policy's rate to the control rate.
+    pub interpolation: Interpolation,
+    /// `SCHED_FIFO` priority of the control thread, 1 to 99; without it, ordinary scheduling.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u8>,
+    /// The only CPU that the control thread runs on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<usize>,
+    /// Lock the process's memory.
+    #[serde(default)]
+    pub lock_memory: bool,
+}
+
+/// `[chunk]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChunkSection {
+    /// A new chunk is made from the first observation this many actions after the last one's; without it, Ta. 1 is as
+    /// often as observations and inference allow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replan_after: Option<usize>,
+    /// Oldest a chunk's observation may be, in milliseconds; without it, the time of `replan_after` + 2 actions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<f64>,
+    /// What happens to a chunk past its deadline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub late: Option<Late>,
+}
+
+/// `[observation]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ObservationSection {
+    /// Oldest that the newest observation may be, in milliseconds; older, and the robot holds.
+    pub max_age_ms: f64,
+    /// How far in the future an observation's stamp may lie, in milliseconds.
+    #[serde(default = "default_tolerance")]
+    pub clock_tolerance_ms: f64,
+    /// Where observations come from; together the topics give every element once. The first one's arrival completes
+    /// an observation.
+    pub topics: Vec<TopicSection>,
+}
+
+/// `[[observation.topics]]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopicSection {
+    /// The topic.
+    pub topic: String,
+    /// Its message type.
+    #[serde(rename = "type")]
+    pub kind: MessageKind,
+    /// The policy's observation elements that it gives, in the message's order; without it, all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub elements: Vec<String>,
+    /// For `JointState`, the joint of each element; without it, joints have the elements' names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub joints: Vec<String>,
+    /// For `JointState`, which of its numbers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field: Option<JointField>,
+    /// What counts as its time where neither header nor attachment says.
+    #[serde(default)]
+    pub stamp: StampChoice,
+}
+
+/// Message types of observations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MessageKind {
+    /// An array of numbers.
+    #[serde(rename = "std_msgs/Float64MultiArray")]
+    Float64MultiArray,
+    /// Joints by name, with a header stamp.
+    #[serde(rename = "sensor_msgs/JointState")]
+    JointState,
+}
+
+/// The arrays of a `JointState`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JointField {
+    /// `position`.
+    #[default]
+    Position,
+    /// `velocity`.
+    Velocity,
+    /// `effort`.
+    Effort,
+}
+
+/// What counts as a message's time where it does not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StampChoice {
+    /// Nothing: the message is refused.
+    #[default]
+    Required,
+    /// When it arrived.
+    Arrival,
+}
+
+/// `[action]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActionSection {
+    /// A `std_msgs/Float64MultiArray` here every tick.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command_topic: Option<String>,
+    /// A `trajectory_msgs/JointTrajectory` here for every chunk, and one that holds when there is nothing to execute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trajectory_topic: Option<String>,
+    /// How long a command is valid, in milliseconds.
+    #[serde(default = "default_validity")]
+    pub valid_ms: f64,
+    /// What happens to actions outside a joint's position range.
+    #[serde(default)]
+    pub outside: OutsideChoice,
+    /// One per action element, in any order.
+    pub joints: Vec<JointSection>,
+}
+
+/// What happens to actions outside a joint's position range.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutsideChoice {
+    /// The nearest position inside is used.
+    #[default]
+    Clamp,
+    /// The robot holds.
+    Hold,
+}
+
+/// `[[action.joints]]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JointSection {
+    /// The policy's action element.
+    pub name: String,
+    /// The robot's joint, if it is called otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joint: Option<String>,
+    /// What its numbers mean.
+    #[serde(default)]
+    pub kind: KindChoice,
+    /// Lowest and highest position, in the action's unit u; for velocity joints left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<[f64; 2]>,
+    /// Largest speed, u/s.
+    pub velocity: f64,
+    /// Largest acceleration, u/s^2.
+    pub acceleration: f64,
+    /// The observation element that measures it, in the action's unit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<String>,
+    /// Where it starts, if nothing measures it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<f64>,
+}
+
+/// What a joint's numbers mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KindChoice {
+    /// Positions.
+    #[default]
+    Position,
+    /// Velocities.
+    Velocity,
+}
+
+/// `[bus]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BusSection {
+    /// How topics become keys.
+    #[serde(default)]
+    pub convention: Convention,
+    /// Zenoh's own configuration file (JSON5), relative to this file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zenoh_file: Option<PathBuf>,
+    /// Zenoh's own configuration, inline (JSON5).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zenoh: Option<String>,
+    /// Endpoints to listen on; without any, a free port on loopback.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listen: Vec<String>,
+    /// Endpoints to connect to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub connect: Vec<String>,
+    /// Anything put here stops the robot; so does the `std_srvs/Trigger` service of this name. Default `<name>/stop`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_topic: Option<String>,
+    /// The same for the reset. Default `<name>/reset`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset_topic: Option<String>,
+}
+
+/// How topics become keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Convention {
+    /// The topic is the key.
+    #[default]
+    Plain,
+}
+
+/// A checked configuration: what the threads are made from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Robot {
+    /// The robot's name.
+    pub name: String,
+    /// Seed of the noise.
+    pub seed: u64,
+    /// Which run of that seed; 0 unless somebody counts them.
+    pub episode: u64,
+    /// The control loop.
+    pub control: ControlConfig,
+    /// What the control thread asks for.
+    pub scheduling: Scheduling,
+    /// Whether memory is locked.
+    pub lock_memory: bool,
+    /// Actions between the observations of two chunks.
+    pub replan_after: usize,
+    /// Nanoseconds between actions.
+    pub action_period: Nanos,
+    /// Checks and mapping of observations.
+    pub intake: IntakeConfig,
+    /// One per part of an observation.
+    pub topics: Vec<Topic>,
+    /// The robot's joint of each action element.
+    pub joints: Vec<String>,
+    /// Where commands go.
+    pub command_topic: Option<String>,
+    /// Where trajectories go.
+    pub trajectory_topic: Option<String>,
+    /// What stops.
+    pub stop_topic: String,
+    /// What resets.
+    pub reset_topic: String,
+    /// How it travels.
+    pub bus: BusSection,
+}
+
+/// A topic of observations.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Topic {
+    /// The topic.
+    pub topic: String,
+    /// How its messages are read.
+    pub reading: MessageReading,
+}
+
+/// How a message is read.
+#[derive(Clone, Debug, PartialEq)]
+pub enum MessageReading {
+    /// All numbers of a `Float64MultiArray`.
+    Array {
+        /// How many.
+        size: usize,
+    },
+    /// Joints of a `JointState`, by name.
+    Joints {
+        /// Their names.
+        names: Vec<String>,
+        /// Which of their numbers.
+        field: JointField,
+    },
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's words.
+        source: std::io::Error,
+    },
+    /// It is not TOML, misses a key, or has one that is not known.
+    #[error("robot.toml: {0}")]
+    Parse(#[from] toml::de::Error),
+    /// It says something that cannot be.
+    #[error("robot.toml has {} problem(s):\n  {}", .0.len(), .0.join("\n  "))]
+    Problems(Vec<String>),
+}
+
+impl RobotConfig {
+    /// Reads a file. Paths in it become relative to its folder.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let mut config = Self::parse(&text)?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        config.policy.path = folder.join(&config.policy.path);
+        config.bus.zenoh_file = config.bus.zenoh_file.map(|file| folder.join(file));
+        Ok(config)
+    }
+
+    /// Reads a file's text.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        Ok(toml::from_str(text)?)
+    }
+}
+
+impl From<OutsideChoice> for safety::Outside {
+    fn from(choice: OutsideChoice) -> Self {
+        match choice {
+            OutsideChoice::Clamp => Self::Clamp,
+            OutsideChoice::Hold => Self::Hold,
+        }
+    }
+}
+
+fn full() -> String {
+    "full".into()
+}
+
+fn default_tolerance() -> f64 {
+    5.0
+}
+
+fn default_validity() -> f64 {
+    100.0
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,311 @@
+//! Checking a [`RobotConfig`] against a policy.
+
+use refrain_policies::config::PolicyConfig;
+
+use super::{
+    ActionSection, ConfigError, FORMAT, JointSection, KindChoice, MessageKind, MessageReading, Robot,
+    RobotConfig, StampChoice, Topic, TopicSection,
+};
+use crate::chunk::Interpolation;
+use crate::clock::{self, from_millis};
+use crate::control::{ControlConfig, Late};
+use crate::observation::{IntakeConfig, Part, Start};
+use crate::safety::{Kind, Limits, MAX_JOINTS};
+use crate::threads::Scheduling;
+
+impl RobotConfig {
+    /// What the threads are made from, or everything that is wrong.
+    pub fn resolve(&self, policy: &PolicyConfig) -> Result<Robot, ConfigError> {
+        let mut found = Vec::new();
+        self.problems(policy, &mut found);
+        let (topics, parts) = self.topics(policy, &mut found);
+        let (limits, starts) = self.action.joints(policy, &mut found);
+        if !found.is_empty() {
+            return Err(ConfigError::Problems(found));
+        }
+        let action_period = clock::period(policy.rate_hz);
+        let architecture = &policy.architecture;
+        let replan_after = self.chunk.replan_after.unwrap_or(architecture.n_action_steps);
+        let steps = architecture.tokens() - architecture.executed().start;
+        let end = steps as i64 * action_period;
+        let default_deadline = (replan_after as i64 + 2) * action_period;
+        let named =
+            |topic: &Option<String>, default| topic.clone().unwrap_or(format!("{}/{default}", self.name));
+        let joint = |name: &String| self.action.find(name).and_then(|j| j.joint.clone());
+        Ok(Robot {
+            name: self.name.clone(),
+            seed: self.policy.seed,
+            episode: 0,
+            control: ControlConfig {
+                period: clock::period(self.control.rate_hz),
+                interpolation: self.control.interpolation,
+                chunk_deadline: self.chunk.deadline_ms.map_or(default_deadline, from_millis),
+                late: self.chunk.late.unwrap_or(Late::Continue),
+                max_chunk_age: end,
+                max_observation_age: from_millis(self.observation.max_age_ms),
+                command_validity: from_millis(self.action.valid_ms),
+                outside: self.action.outside.into(),
+                limits,
+            },
+            scheduling: Scheduling { priority: self.control.priority, cpu: self.control.cpu },
+            lock_memory: self.control.lock_memory,
+            replan_after,
+            action_period,
+            intake: IntakeConfig {
+                size: policy.observation.size(),
+                steps: architecture.n_obs_steps,
+                period: action_period,
+                max_age: from_millis(self.observation.max_age_ms),
+                clock_tolerance: from_millis(self.observation.clock_tolerance_ms),
+                parts,
+                starts,
+            },
+            topics,
+            joints: policy.action.names.iter().map(|n| joint(n).unwrap_or(n.clone())).collect(),
+            command_topic: self.action.command_topic.clone(),
+            trajectory_topic: self.action.trajectory_topic.clone(),
+            stop_topic: named(&self.bus.stop_topic, "stop"),
+            reset_topic: named(&self.bus.reset_topic, "reset"),
+            bus: self.bus.clone(),
+        })
+    }
+
+    fn problems(&self, policy: &PolicyConfig, found: &mut Vec<String>) {
+        let mut expect = |good: bool, problem: String| {
+            if !good {
+                found.push(problem);
+            }
+        };
+        let positive = |value: f64| value > 0.0 && value <= 1e9;
+        expect(self.format == FORMAT, format!("format: expected {FORMAT}, got {}", self.format));
+        expect(
+            !self.name.is_empty() && !self.name.contains(is_wild),
+            format!("name: expected a name without spaces or any of * $ # ?, got {:?}", self.name),
+        );
+        let rate = self.control.rate_hz;
+        expect(
+            (10.0..=1000.0).contains(&rate),
+            format!("control.rate_hz: expected 10 to 1000, got {rate}"),
+        );
+        expect(
+            !(rate < policy.rate_hz),
+            format!("control.rate_hz: {rate} is below the policy's rate of {} Hz", policy.rate_hz),
+        );
+        if let Some(priority) = self.control.priority {
+            let good = (1..=99).contains(&priority);
+            expect(good, format!("control.priority: expected 1 to 99, got {priority}"));
+        }
+        let steps = policy.architecture.tokens() - policy.architecture.executed().start;
+        if let Some(n) = self.chunk.replan_after {
+            expect(
+                (1..=steps).contains(&n),
+                format!("chunk.replan_after: expected 1 to the policy's {steps} predicted actions, got {n}"),
+            );
+        }
+        if let Some(deadline) = self.chunk.deadline_ms {
+            expect(positive(deadline), format!("chunk.deadline_ms: expected more than 0, got {deadline}"));
+        }
+        let o = &self.observation;
+        expect(
+            positive(o.max_age_ms),
+            format!("observation.max_age_ms: expected more than 0, got {}", o.max_age_ms),
+        );
+        expect(
+            o.clock_tolerance_ms >= 0.0 && o.clock_tolerance_ms <= 1e9,
+            format!("observation.clock_tolerance_ms: expected 0 or more, got {}", o.clock_tolerance_ms),
+        );
+        let valid = self.action.valid_ms;
+        expect(positive(valid), format!("action.valid_ms: expected more than 0, got {valid}"));
+        expect(
+            self.action.command_topic.is_some() || self.action.trajectory_topic.is_some(),
+            "action: expected command_topic or trajectory_topic; commands have nowhere to go".into(),
+        );
+        expect(
+            self.action.trajectory_topic.is_none() || self.control.interpolation == Interpolation::Linear,
+            "control.interpolation: trajectory_topic needs \"linear\", as the controller interpolates so".into(),
+        );
+        expect(
+            self.bus.zenoh.is_none() || self.bus.zenoh_file.is_none(),
+            "bus: expected zenoh or zenoh_file, got both".into(),
+        );
+        let mut seen: Vec<&str> = Vec::new();
+        let topics = self.observation.topics.iter().map(|t| ("observation.topics", Some(&t.topic)));
+        for (key, topic) in topics.chain([
+            ("action.command_topic", self.action.command_topic.as_ref()),
+            ("action.trajectory_topic", self.action.trajectory_topic.as_ref()),
+            ("bus.stop_topic", self.bus.stop_topic.as_ref()),
+            ("bus.reset_topic", self.bus.reset_topic.as_ref()),
+        ]) {
+            let Some(topic) = topic else { continue };
+            let bare = topic.trim_matches('/');
+            expect(
+                !bare.is_empty() && !bare.contains(is_wild) && !bare.split('/').any(str::is_empty),
+                format!("{key}: expected a topic such as \"robot/joint_states\", got {topic:?}"),
+            );
+            expect(!seen.contains(&bare), format!("{key}: {topic:?} stands twice"));
+            seen.push(bare);
+        }
+    }
+
+    fn topics(&self, policy: &PolicyConfig, found: &mut Vec<String>) -> (Vec<Topic>, Vec<Part>) {
+        let names = &policy.observation.names;
+        let mut given = vec![0; names.len()];
+        let mut topics = Vec::new();
+        let mut parts = Vec::new();
+        for section in &self.observation.topics {
+            let elements = if section.elements.is_empty() { names } else { &section.elements };
+            let key = format!("observation.topics {:?}", section.topic);
+            let mut places = Vec::new();
+            for element in elements {
+                match names.iter().position(|name| name == element) {
+                    Some(place) => {
+                        given[place] += 1;
+                        places.push(place);
+                    }
+                    None => found.push(format!(
+                        "{key}: the policy observes no {element:?}; it observes {}",
+                        names.join(", ")
+                    )),
+                }
+            }
+            topics.push(Topic { topic: section.topic.clone(), reading: section.reading(elements, &key, found) });
+            parts.push(Part { places, arrival_is_stamp: section.stamp == StampChoice::Arrival });
+        }
+        for (name, times) in names.iter().zip(given) {
+            if times != 1 {
+                found.push(format!(
+                    "observation.topics: {name:?} is given {times} times, expected once"
+                ));
+            }
+        }
+        (topics, parts)
+    }
+}
+
+impl TopicSection {
+    fn reading(&self, elements: &[String], key: &str, found: &mut Vec<String>) -> MessageReading {
+        match self.kind {
+            MessageKind::Float64MultiArray => {
+                if !self.joints.is_empty() || self.field.is_some() {
+                    found.push(format!("{key}: joints and field belong to sensor_msgs/JointState only"));
+                }
+                MessageReading::Array { size: elements.len() }
+            }
+            MessageKind::JointState => {
+                if elements.len() > MAX_JOINTS {
+                    found.push(format!("{key}: {} joints, at most {MAX_JOINTS} are read", elements.len()));
+                }
+                let joints = if self.joints.is_empty() { elements } else { &self.joints };
+                if joints.len() != elements.len() {
+                    found.push(format!(
+                        "{key}.joints: expected {} joints, one per element, got {}",
+                        elements.len(),
+                        joints.len()
+                    ));
+                }
+                MessageReading::Joints { names: joints.to_vec(), field: self.field.unwrap_or_default() }
+            }
+        }
+    }
+}
+
+impl ActionSection {
+    fn find(&self, name: &str) -> Option<&JointSection> {
+        self.joints.iter().find(|joint| joint.name == name)
+    }
+
+    fn joints(&self, policy: &PolicyConfig, found: &mut Vec<String>) -> (Vec<Limits>, Vec<Start>) {
+        let names = &policy.action.names;
+        if names.len() > MAX_JOINTS {
+            found.push(format!("action: the policy has {} joints, at most {MAX_JOINTS} run", names.len()));
+        }
+        for (i, joint) in self.joints.iter().enumerate() {
+            if !names.contains(&joint.name) {
+                let known = names.join(", ");
+                found.push(format!("action.joints: the policy moves no {:?}; it moves {known}", joint.name));
+            }
+            if self.joints[..i].iter().any(|other| other.name == joint.name) {
+                found.push(format!("action.joints: {:?} stands twice", joint.name));
+            }
+        }
+        let mut limits = Vec::new();
+        let mut starts = Vec::new();
+        for name in names {
+            match self.find(name) {
+                Some(joint) => {
+                    limits.push(joint.limits(found));
+                    starts.push(joint.start(policy, found));
+                }
+                None => found.push(format!(
+                    "action.joints: {name:?} has no limits; give position, velocity and acceleration"
+                )),
+            }
+        }
+        (limits, starts)
+    }
+}
+
+impl JointSection {
+    fn limits(&self, found: &mut Vec<String>) -> Limits {
+        let key = format!("action.joints {:?}", self.name);
+        let kind = match self.kind {
+            KindChoice::Position => Kind::Position,
+            KindChoice::Velocity => Kind::Velocity,
+        };
+        match (kind, self.position) {
+            (Kind::Position, None) => {
+                found.push(format!("{key}: position limits are missing; give position = [low, high]"));
+            }
+            (Kind::Position, Some([low, high])) if !(low < high && low.is_finite() && high.is_finite()) => {
+                found.push(format!("{key}.position: expected low < high, got [{low}, {high}]"));
+            }
+            (Kind::Velocity, Some(_)) => {
+                found.push(format!("{key}.position: a velocity joint has no position limits; leave it out"));
+            }
+            _ => {}
+        }
+        for (part, value) in [("velocity", self.velocity), ("acceleration", self.acceleration)] {
+            if !(value > 0.0 && value.is_finite()) {
+                found.push(format!("{key}.{part}: expected a finite number above 0, got {value}"));
+            }
+        }
+        Limits {
+            kind,
+            position: self.position.unwrap_or([0.0, 0.0]),
+            velocity: self.velocity,
+            acceleration: self.acceleration,
+        }
+    }
+
+    fn start(&self, policy: &PolicyConfig, found: &mut Vec<String>) -> Start {
+        let key = format!("action.joints {:?}", self.name);
+        match (self.kind, &self.measured, self.start) {
+            (KindChoice::Velocity, None, None) => Start::Fixed(0.0),
+            (KindChoice::Velocity, ..) => {
+                found.push(format!("{key}: a velocity joint starts at 0; leave out measured and start"));
+                Start::Fixed(0.0)
+            }
+            (_, Some(element), None) => {
+                match policy.observation.names.iter().position(|name| name == element) {
+                    Some(place) => Start::Measured(place),
+                    None => {
+                        found.push(format!("{key}.measured: the policy observes no {element:?}"));
+                        Start::Fixed(0.0)
+                    }
+                }
+            }
+            (_, None, Some(value)) if value.is_finite() => Start::Fixed(value),
+            _ => {
+                found.push(format!(
+                    "{key}: expected measured (an observation element) or start (a finite number)"
+                ));
+                Start::Fixed(0.0)
+            }
+        }
+    }
+}
+
+/// Characters that a topic cannot have: zenoh's wildcards and what URLs and shells trip over.
+fn is_wild(c: char) -> bool {
+    matches!(c, '*' | '$' | '#' | '?') || c.is_whitespace()
+}

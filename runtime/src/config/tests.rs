@@ -1,0 +1,127 @@
+//! The example is sound, and every mistake is named at once.
+
+use refrain_policies::config::PolicyConfig;
+
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../../examples/pusht/robot.toml");
+const POLICY: &str = include_str!("../../../policies/pusht-small/policy.toml");
+
+fn policy() -> PolicyConfig {
+    toml::from_str(POLICY).unwrap()
+}
+
+fn problems(config: &RobotConfig) -> Vec<String> {
+    match config.resolve(&policy()) {
+        Err(ConfigError::Problems(found)) => found,
+        other => panic!("expected problems, got {other:?}"),
+    }
+}
+
+fn assert_named(found: &[String], named: &[&str]) {
+    for start in named {
+        assert!(found.iter().any(|problem| problem.starts_with(start)), "{start} is not in {found:#?}");
+    }
+    assert_eq!(found.len(), named.len(), "{found:#?}");
+}
+
+#[test]
+fn the_example_resolves() {
+    let robot = RobotConfig::parse(EXAMPLE).unwrap().resolve(&policy()).unwrap();
+    assert_eq!(robot.control.period, 10_000_000);
+    assert_eq!(robot.action_period, 100_000_000);
+    assert_eq!(robot.replan_after, 8);
+    assert_eq!((robot.intake.size, robot.intake.steps), (20, 2));
+    assert_eq!(robot.control.max_chunk_age, 1_500_000_000, "15 predicted actions from the observation on");
+    assert_eq!((robot.stop_topic.as_str(), robot.reset_topic.as_str()), ("pusht/stop", "pusht/reset"));
+    assert_eq!(robot.joints, ["target_x", "target_y"]);
+}
+
+#[test]
+fn unknown_keys_are_refused() {
+    let error = RobotConfig::parse(&EXAMPLE.replace("[bus]", "[bus]\nmulticast = true")).unwrap_err();
+    assert!(error.to_string().contains("multicast"), "{error}");
+}
+
+#[test]
+fn all_problems_are_reported_at_once() {
+    let mut config = RobotConfig::parse(EXAMPLE).unwrap();
+    config.format = 2;
+    config.name = "push t".into();
+    config.control.rate_hz = f64::NAN;
+    config.control.priority = Some(0);
+    config.chunk.replan_after = Some(16);
+    config.chunk.deadline_ms = Some(-1.0);
+    config.observation.max_age_ms = f64::INFINITY;
+    config.observation.clock_tolerance_ms = -1.0;
+    config.observation.topics[0].topic = "a/*/b".into();
+    config.action.valid_ms = 0.0;
+    config.action.command_topic = None;
+    config.bus.zenoh = Some("{}".into());
+    config.bus.zenoh_file = Some("zenoh.json5".into());
+    config.action.joints[0].velocity = 0.0;
+    config.action.joints[0].measured = Some("elbow".into());
+    config.action.joints[1].position = Some([5.0, f64::NAN]);
+    config.action.joints[1].acceleration = f64::INFINITY;
+    assert_named(
+        &problems(&config),
+        &[
+            "format",
+            "name",
+            "control.rate_hz",
+            "control.priority",
+            "chunk.replan_after",
+            "chunk.deadline_ms",
+            "observation.max_age_ms",
+            "observation.clock_tolerance_ms",
+            "observation.topics: expected a topic",
+            "action.valid_ms",
+            "action: expected command_topic",
+            "bus: expected zenoh or zenoh_file",
+            "action.joints \"target_x\".velocity",
+            "action.joints \"target_x\".measured",
+            "action.joints \"target_y\".position",
+            "action.joints \"target_y\".acceleration",
+        ],
+    );
+}
+
+#[test]
+fn limits_are_required() {
+    let mut config = RobotConfig::parse(EXAMPLE).unwrap();
+    config.action.joints.pop();
+    config.action.joints[0].position = None;
+    assert_named(
+        &problems(&config),
+        &["action.joints: \"target_y\" has no limits", "action.joints \"target_x\": position limits"],
+    );
+    let without = EXAMPLE.replace("acceleration = 4000000.0\n", "");
+    assert!(RobotConfig::parse(&without).unwrap_err().to_string().contains("acceleration"));
+}
+
+#[test]
+fn every_element_is_given_once() {
+    let mut config = RobotConfig::parse(EXAMPLE).unwrap();
+    let mut second = config.observation.topics[0].clone();
+    second.topic = "pusher".into();
+    second.kind = MessageKind::JointState;
+    second.elements = vec!["pusher_x".into(), "pusher_z".into()];
+    second.joints = vec!["x".into()];
+    config.observation.topics.push(second);
+    assert_named(
+        &problems(&config),
+        &[
+            "observation.topics \"pusher\": the policy observes no \"pusher_z\"",
+            "observation.topics \"pusher\".joints: expected 2",
+            "observation.topics: \"pusher_x\" is given 2 times",
+        ],
+    );
+}
+
+#[test]
+fn paths_are_relative_to_the_file() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/pusht");
+    let config = RobotConfig::load(&folder.join("robot.toml")).unwrap();
+    assert_eq!(config.policy.path, folder.join("../../policies/pusht-small"));
+    assert!(matches!(RobotConfig::load(&folder.join("none.toml")), Err(ConfigError::Read { .. })));
+}

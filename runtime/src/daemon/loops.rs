@@ -1,0 +1,165 @@
+//! The bodies of the daemon's threads.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::bus::robot::{Outlet, Signals};
+use crate::chunk::Chunk;
+use crate::clock::{self, Duration, Nanos, Ticker};
+use crate::control::{Command, Control, Inputs, Mode, Observed};
+use crate::events::{Drain, Recorder, Tick};
+use crate::mailbox::{Receiver, Sender};
+use crate::observation::Window;
+use crate::planner::{PlanError, Planner};
+use crate::report::{ControlTally, Tally};
+use crate::threads::{self, Waker};
+
+/// How long a thread sleeps at most before it looks whether it is to end.
+const IDLE: Duration = Duration::from_millis(50);
+/// How often tick events are drained.
+const DRAIN: Duration = Duration::from_millis(20);
+
+/// The real-time thread.
+pub(super) struct ControlLoop {
+    pub(super) control: Control,
+    pub(super) period: Nanos,
+    pub(super) chunks: Receiver<Chunk>,
+    pub(super) observed: Receiver<Observed>,
+    pub(super) commands: Sender<Command>,
+    pub(super) tallies: Sender<ControlTally>,
+    pub(super) recorder: Recorder,
+    pub(super) wake_publish: Waker,
+    pub(super) signals: std::sync::Arc<Signals>,
+}
+
+impl ControlLoop {
+    /// Ticks until the signals say that it is over.
+    pub(super) fn run(mut self) {
+        let mut ticker = Ticker::new(clock::now(), self.period);
+        while !self.signals.has_ended() {
+            clock::sleep_until(ticker.deadline());
+            self.tick(&mut ticker);
+        }
+    }
+
+    fn tick(&mut self, ticker: &mut Ticker) {
+        let due = ticker.deadline();
+        let woke = clock::now();
+        self.chunks.take();
+        self.observed.take();
+        let command = self.control.step(
+            woke,
+            &Inputs {
+                chunk: self.chunks.latest(),
+                observed: self.observed.latest(),
+                stops: self.signals.stops(),
+                resets: self.signals.resets(),
+            },
+        );
+        self.commands.send(|slot| *slot = command);
+        self.wake_publish.wake();
+        let control = &self.control;
+        let tally = ControlTally {
+            counts: *control.counts(),
+            gate: *control.gate_counts(),
+            events_lost: self.recorder.lost(),
+            superseded: self.commands.superseded(),
+        };
+        self.tallies.send(|slot| *slot = tally);
+        self.signals.set_mode(command.mode);
+        let done = clock::now();
+        self.recorder.record(Tick {
+            due,
+            wake_error: woke - due,
+            work: done - woke,
+            missed: ticker.advance(done),
+            mode: command.mode,
+            outcome: command.outcome,
+            chunk: command.chunk,
+        });
+    }
+}
+
+/// The inference thread: predicts from the newest window when it is due.
+pub(super) fn infer(
+    mut planner: Planner,
+    mut windows: Receiver<Window>,
+    mut chunks: Sender<Chunk>,
+    mut chunks_to_publish: Sender<Chunk>,
+    signals: &Signals,
+    tally: &Mutex<Tally>,
+) {
+    let mut chunk = planner.blank();
+    while !signals.has_ended() {
+        let Some(window) = windows.take() else {
+            threads::park(IDLE);
+            continue;
+        };
+        let urgent = matches!(signals.mode(), Mode::Warmup | Mode::Holding);
+        if !planner.is_due(window.time, urgent) {
+            continue;
+        }
+        let start = clock::now();
+        let planned = planner.plan(window, &mut chunk);
+        let end = clock::now();
+        if planned.is_ok() {
+            chunk.ready = end;
+            chunks_to_publish.send(|slot| slot.copy_from(&chunk));
+            chunks.send(|slot| slot.copy_from(&chunk));
+        }
+        let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+        tally.inference.record(end - start);
+        tally.chunk_age.record(end - window.time);
+        match planned {
+            Ok(()) => {}
+            Err(error @ PlanError::NonFinite) => {
+                tally.inference_non_finite += 1;
+                tracing::warn!("{error}");
+            }
+            Err(error) => {
+                tally.inference_failed += 1;
+                tracing::error!(%error, "no chunk");
+            }
+        }
+    }
+}
+
+/// The publishing thread: sends the newest command, and trajectories of the newest chunk.
+pub(super) fn publish(
+    mut outlet: Outlet,
+    mut commands: Receiver<Command>,
+    mut chunks: Receiver<Chunk>,
+    signals: &Signals,
+    tally: &Mutex<Tally>,
+) {
+    loop {
+        // Looked at first, so that what was written before the end is still sent.
+        let ended = signals.has_ended();
+        chunks.take();
+        match commands.take() {
+            Some(command) => outlet.send(command, chunks.latest(), clock::read()),
+            None if ended => break,
+            None => threads::park(IDLE),
+        }
+    }
+    tally.lock().unwrap_or_else(PoisonError::into_inner).commands = outlet.counts();
+}
+
+/// The draining thread: takes what the control thread tells, to its last word.
+pub(super) fn drain(mut events: Drain, mut tallies: Receiver<ControlTally>, tally: &Mutex<Tally>) {
+    loop {
+        let ended = events.is_over();
+        {
+            let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+            while let Some(tick) = events.next() {
+                tally.ticks.add(&tick);
+            }
+            if let Some(told) = tallies.take() {
+                tally.control = *told;
+            }
+        }
+        if ended {
+            break;
+        }
+        threads::park(DRAIN);
+    }
+}

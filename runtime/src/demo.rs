@@ -1,0 +1,191 @@
+//! The demo: Push-T over the bus.
+//!
+//! Simulation and policy are two zenoh sessions on a free loopback port. The simulation publishes observations and obeys
+//! commands as a robot would: it checks order, numbers and validity, and holds when no valid command is there. The plane
+//! moves in steps of a tenth of a second, so one command stands for a whole step: the one in force half way through it.
+//! At `speed` 1 the daemon runs in real time with all its threads; faster, time is simulated ([`crate::lockstep`]), and
+//! the same seed gives the same episode.
+
+mod simulator;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use refrain_policies::config::PolicyConfig;
+use refrain_pusht::MAX_STEPS;
+
+use crate::bus::robot::Signals;
+use crate::bus::{self, BusError};
+use crate::clock;
+use crate::config::{ConfigError, Robot, RobotConfig};
+use crate::control::Mode;
+use crate::daemon::{Daemon, DaemonError};
+use crate::lockstep;
+use crate::policy::Policy;
+use crate::report::Report;
+use crate::threads;
+
+use self::simulator::Simulator;
+pub use self::simulator::RobotCounts;
+
+/// The robot that the demo runs: the example's file, without its endpoint.
+const ROBOT: &str = include_str!("../../examples/pusht/robot.toml");
+
+/// What to show.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DemoOptions {
+    /// Seed of the episode and, with it, of the noise.
+    pub seed: u64,
+    /// Times real time, at least 1; infinite is as fast as it goes.
+    pub speed: f64,
+    /// Steps at most.
+    pub max_steps: usize,
+    /// Where the episode's picture goes.
+    pub picture: Option<PathBuf>,
+}
+
+/// How far the episode is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Progress {
+    /// Steps made.
+    pub step: usize,
+    /// Share of the goal that is covered.
+    pub coverage: f64,
+    /// Largest reward so far.
+    pub score: f64,
+    /// What the control loop is doing.
+    pub mode: Mode,
+}
+
+/// How it went.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DemoReport {
+    /// Steps made.
+    pub steps: usize,
+    /// Largest reward, 0 to 1.
+    pub score: f64,
+    /// Whether the goal was reached.
+    pub success: bool,
+    /// How long it took, seconds.
+    pub elapsed_s: f64,
+    /// What the policy's side did.
+    pub policy: Report,
+    /// What the robot's side did.
+    pub robot: RobotCounts,
+    /// The picture that was written.
+    pub picture: Option<PathBuf>,
+}
+
+/// Why there was no demo.
+#[derive(Debug, thiserror::Error)]
+pub enum DemoError {
+    /// The policy is not one for Push-T.
+    #[error("the policy observes {observed} numbers and moves {moved}; Push-T has 20 and 2")]
+    Policy {
+        /// O.
+        observed: usize,
+        /// A.
+        moved: usize,
+    },
+    /// The speed is no speed.
+    #[error("speed: expected 1 (real time) or more, got {0}")]
+    Speed(f64),
+    /// The robot's configuration does not fit the policy.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The simulation's side of the bus failed.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// The policy's side failed.
+    #[error(transparent)]
+    Daemon(#[from] DaemonError),
+    /// Nobody answered.
+    #[error("no command came within {seconds} s of an observation")]
+    NoCommand {
+        /// How long was waited.
+        seconds: i64,
+    },
+    /// No free port, no thread, or no picture.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// The operating system's words.
+        source: io::Error,
+    },
+}
+
+impl Default for DemoOptions {
+    fn default() -> Self {
+        Self { seed: 0, speed: 1.0, max_steps: MAX_STEPS, picture: None }
+    }
+}
+
+/// Runs one episode.
+pub fn run(
+    options: &DemoOptions,
+    policy: Policy,
+    mut progress: impl FnMut(&Progress),
+) -> Result<DemoReport, DemoError> {
+    if !(options.speed >= 1.0) {
+        return Err(DemoError::Speed(options.speed));
+    }
+    let endpoint = bus::free_endpoint().map_err(|source| DemoError::Io { what: "loopback".into(), source })?;
+    let robot = robot(policy.config(), &endpoint, options.seed)?;
+    let start = clock::now();
+    let (simulator, report) = if options.speed > 1.0 {
+        let signals = Arc::new(Signals::default());
+        let told = Arc::clone(&signals);
+        let config = robot.clone();
+        let policy = threads::spawn("policy", move || lockstep::run(&config, policy, &told))
+            .map_err(|source| DemoError::Io { what: "thread".into(), source })?;
+        let ran = Simulator::open(&robot, &endpoint, options).and_then(|mut simulator| {
+            simulator.run_simulated(options, &signals, &mut progress)?;
+            Ok(simulator)
+        });
+        signals.end();
+        let report = policy.join().map_err(|_| DaemonError::Panicked("policy"))?;
+        // What went wrong on the policy's side explains why the simulation waited in vain.
+        let report = report?;
+        (ran?, report)
+    } else {
+        let daemon = Daemon::start(&robot, policy)?;
+        let ran = Simulator::open(&robot, &endpoint, options).and_then(|mut simulator| {
+            simulator.run_real_time(options, daemon.signals(), &mut progress)?;
+            Ok(simulator)
+        });
+        let report = daemon.shutdown()?;
+        (ran?, report)
+    };
+    let elapsed_s = clock::seconds(clock::now() - start);
+    let (episode, counts) = simulator.close()?;
+    if let Some(path) = &options.picture {
+        let caption = format!("{} · seed {} · score {:.3}", robot.name, options.seed, episode.score());
+        episode
+            .write_svg(path, &caption)
+            .map_err(|source| DemoError::Io { what: path.display().to_string(), source })?;
+    }
+    Ok(DemoReport {
+        steps: episode.steps.len(),
+        score: episode.score(),
+        success: episode.success(),
+        elapsed_s,
+        policy: report,
+        robot: counts,
+        picture: options.picture.clone(),
+    })
+}
+
+/// The example's robot, listening on `endpoint`.
+fn robot(policy: &PolicyConfig, endpoint: &str, seed: u64) -> Result<Robot, DemoError> {
+    let (observed, moved) = (policy.observation.size(), policy.action.size());
+    if (observed, moved) != (20, 2) {
+        return Err(DemoError::Policy { observed, moved });
+    }
+    let mut config = RobotConfig::parse(ROBOT)?;
+    config.bus.listen = vec![endpoint.to_owned()];
+    let mut robot = config.resolve(policy)?;
+    robot.episode = seed;
+    Ok(robot)
+}

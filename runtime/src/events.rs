@@ -1,0 +1,173 @@
+//! What the real-time thread tells, and what becomes of it.
+//!
+//! A tick writes one fixed-size [`Tick`] into a wait-free ring of a fixed length; another thread drains it into
+//! histograms and logs mode changes. A full ring loses the event and counts it: the tick never waits.
+
+use hdrhistogram::Histogram;
+
+use crate::clock::{Nanos, Time};
+use crate::control::{Mode, Outcome};
+
+/// Ticks that the ring holds: two seconds at 1 kHz.
+const CAPACITY: usize = 2048;
+/// Longest span that a histogram tells apart, nanoseconds.
+const LONGEST: u64 = 60_000_000_000;
+
+/// What one tick did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tick {
+    /// When it was due.
+    pub due: Time,
+    /// How much later it woke.
+    pub wake_error: Nanos,
+    /// How long it worked.
+    pub work: Nanos,
+    /// Deadlines missed after it.
+    pub missed: u64,
+    /// Mode after it.
+    pub mode: Mode,
+    /// What it did.
+    pub outcome: Outcome,
+    /// The chunk that it followed; 0 for none.
+    pub chunk: u64,
+}
+
+/// The real-time side.
+pub struct Recorder {
+    ring: rtrb::Producer<Tick>,
+    lost: u64,
+}
+
+/// The other side.
+pub struct Drain {
+    ring: rtrb::Consumer<Tick>,
+}
+
+/// A ring.
+pub fn ring() -> (Recorder, Drain) {
+    let (producer, consumer) = rtrb::RingBuffer::new(CAPACITY);
+    (Recorder { ring: producer, lost: 0 }, Drain { ring: consumer })
+}
+
+impl Recorder {
+    /// Writes an event; loses and counts it when the ring is full.
+    pub fn record(&mut self, tick: Tick) {
+        self.lost += u64::from(self.ring.push(tick).is_err());
+    }
+
+    /// Events lost.
+    pub fn lost(&self) -> u64 {
+        self.lost
+    }
+}
+
+impl Drain {
+    /// The oldest event.
+    pub fn next(&mut self) -> Option<Tick> {
+        self.ring.pop().ok()
+    }
+
+    /// Whether the recorder is gone: what is in the ring now is the last.
+    pub fn is_over(&self) -> bool {
+        self.ring.is_abandoned()
+    }
+}
+
+/// Spans of time, nanoseconds.
+#[derive(Clone, Debug)]
+pub struct Spans(Histogram<u64>);
+
+/// A histogram in five numbers, nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// How many spans.
+    pub count: u64,
+    /// Median.
+    pub p50: u64,
+    /// 99 of 100 are at most this.
+    pub p99: u64,
+    /// 999 of 1000 are at most this.
+    pub p999: u64,
+    /// The longest.
+    pub max: u64,
+}
+
+impl Default for Spans {
+    fn default() -> Self {
+        Self(Histogram::new_with_bounds(1, LONGEST, 3).expect("the bounds are in order"))
+    }
+}
+
+impl Spans {
+    /// Adds a span; negative ones count as 0.
+    pub fn record(&mut self, span: Nanos) {
+        self.0.saturating_record(span.max(0) as u64);
+    }
+
+    /// In five numbers.
+    pub fn summary(&self) -> Summary {
+        Summary {
+            count: self.0.len(),
+            p50: self.0.value_at_quantile(0.5),
+            p99: self.0.value_at_quantile(0.99),
+            p999: self.0.value_at_quantile(0.999),
+            max: self.0.max(),
+        }
+    }
+}
+
+/// What the ticks were like.
+#[derive(Clone, Debug, Default)]
+pub struct TickStats {
+    /// Wake-up errors.
+    pub wake: Spans,
+    /// Working times.
+    pub work: Spans,
+    /// Deadlines missed.
+    pub missed: u64,
+    /// Mode of the last tick.
+    pub mode: Mode,
+}
+
+impl TickStats {
+    /// Adds a tick and logs a change of mode.
+    pub fn add(&mut self, tick: &Tick) {
+        self.wake.record(tick.wake_error);
+        self.work.record(tick.work);
+        self.missed += tick.missed;
+        if tick.mode != self.mode {
+            tracing::info!(from = ?self.mode, to = ?tick.mode, why = ?tick.outcome, at = %tick.due, "mode");
+            self.mode = tick.mode;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_ring_loses_and_counts() {
+        let (mut recorder, mut drain) = ring();
+        let tick = Tick {
+            due: Time::default(),
+            wake_error: 5_000,
+            work: 700,
+            missed: 1,
+            mode: Mode::Running,
+            outcome: Outcome::Followed,
+            chunk: 1,
+        };
+        for _ in 0..CAPACITY + 3 {
+            recorder.record(tick);
+        }
+        assert_eq!(recorder.lost(), 3);
+        let mut stats = TickStats::default();
+        while let Some(tick) = drain.next() {
+            stats.add(&tick);
+        }
+        let wake = stats.wake.summary();
+        assert_eq!((wake.count, stats.missed, stats.mode), (CAPACITY as u64, CAPACITY as u64, Mode::Running));
+        assert!((4_990..=5_010).contains(&wake.p50), "{wake:?}");
+    }
+}
