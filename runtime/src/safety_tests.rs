@@ -177,8 +177,9 @@ proptest! {
         gate.engage(&[start]).unwrap();
         let mut watch = Watch::new(&gate);
         for (target, ticks, hold) in targets {
+            let target = [target];
             for _ in 0..ticks {
-                gate.pass(Time::default(), &if hold { HOLD } else { to(&[target]) });
+                gate.pass(Time::default(), &if hold { HOLD } else { to(&target) });
                 watch.check(gate.command()).map_err(TestCaseError::fail)?;
             }
         }
