@@ -1,1 +1,11 @@
-//! Tests that cross crates.
+//! What the tests that cross crates share: traces of the reference implementation, the plain definition of the model,
+//! an interpreter of plans, random policies, and how two results are compared.
+//!
+//! Nothing here is fast, and nothing here is used outside tests.
+
+pub mod compare;
+pub mod engines;
+pub mod interpreter;
+pub mod model;
+pub mod random;
+pub mod trace;
