@@ -152,6 +152,10 @@ impl Package {
         let path = dir.join(POLICY_FILE);
         let text = fs::read_to_string(&path).map_err(|source| PackageError::Read { path, source })?;
         let config = PolicyConfig { default_schedule: Some(name.to_owned()), ..parse_policy(&text)? };
+        let problems = config.problems();
+        if !problems.is_empty() {
+            return Err(PackageError::Problems(problems));
+        }
         let policy = toml::to_string(&config).map_err(|e| PackageError::Policy(e.to_string()))?;
         replace(dir, POLICY_FILE, policy.as_bytes())
     }

@@ -70,12 +70,7 @@ impl World {
         self.now = self.now + PERIOD;
         self.control.step(
             self.now,
-            &Inputs {
-                chunk: &self.chunk,
-                observed: &self.observed,
-                stops: self.stops,
-                resets: self.resets,
-            },
+            &Inputs { chunk: &self.chunk, observed: &self.observed, stops: self.stops, resets: self.resets },
         )
     }
 

@@ -9,6 +9,7 @@
 //! neither the engine, zenoh, a file, a lock, the allocator nor the logger; it wakes the publishing thread with one
 //! futex call. Leaving brakes the robot and sends the hold before the threads end.
 
+pub mod control_loop;
 mod loops;
 
 use std::io;
@@ -28,7 +29,7 @@ use crate::policy::Policy;
 use crate::report::{ControlTally, Report, Tally};
 use crate::threads::{self, Waker};
 
-use self::loops::ControlLoop;
+use self::control_loop::ControlLoop;
 
 /// How often leaving looks whether the robot is at rest.
 const POLL: Duration = Duration::from_millis(5);
@@ -96,11 +97,15 @@ impl Daemon {
         let outlet = Outlet::open(&bus, robot)?;
         let publish = {
             let (signals, tally) = (Arc::clone(&signals), Arc::clone(&tally));
-            threads::spawn("publish", move || loops::publish(outlet, commands_in, chunks_to_publish_in, &signals, &tally))?
+            threads::spawn("publish", move || {
+                loops::publish(outlet, commands_in, chunks_to_publish_in, &signals, &tally)
+            })?
         };
         let inference = {
             let (signals, tally) = (Arc::clone(&signals), Arc::clone(&tally));
-            threads::spawn("inference", move || loops::infer(planner, windows_in, chunks, chunks_to_publish, &signals, &tally))?
+            threads::spawn("inference", move || {
+                loops::infer(planner, windows_in, chunks, chunks_to_publish, &signals, &tally)
+            })?
         };
         let drain = {
             let tally = Arc::clone(&tally);

@@ -26,8 +26,8 @@ use crate::policy::Policy;
 use crate::report::Report;
 use crate::threads;
 
-use self::simulator::Simulator;
 pub use self::simulator::RobotCounts;
+use self::simulator::Simulator;
 
 /// The robot that the demo runs: the example's file, without its endpoint.
 const ROBOT: &str = include_str!("../../examples/pusht/robot.toml");
@@ -131,7 +131,8 @@ pub fn run(
     if !(options.speed >= 1.0) {
         return Err(DemoError::Speed(options.speed));
     }
-    let endpoint = bus::free_endpoint().map_err(|source| DemoError::Io { what: "loopback".into(), source })?;
+    let endpoint =
+        bus::free_endpoint().map_err(|source| DemoError::Io { what: "loopback".into(), source })?;
     let robot = robot(policy.config(), &endpoint, options.seed)?;
     let start = clock::now();
     let (simulator, report) = if options.speed > 1.0 {

@@ -67,9 +67,12 @@ pub fn heat_map(plan: &Plan, title: &str) -> String {
     for k in (0..steps).step_by(if steps > 20 { 10 } else { 1 }) {
         let _ = writeln!(svg, "<text x='{}' y='{}'>{k}</text>", LEFT + k * CELL, bottom + 24);
     }
-    let _ = writeln!(svg, "<text x='{}' y='{}' text-anchor='end'>denoising step</text>", LEFT - 8, bottom + 24);
+    let _ =
+        writeln!(svg, "<text x='{}' y='{}' text-anchor='end'>denoising step</text>", LEFT - 8, bottom + 24);
     for (i, (fill, label)) in
-        [(UPDATE, "computed and cached"), (REUSE, "reused"), (QUIET, "quiet steps, one operation")].iter().enumerate()
+        [(UPDATE, "computed and cached"), (REUSE, "reused"), (QUIET, "quiet steps, one operation")]
+            .iter()
+            .enumerate()
     {
         let x = LEFT + i * 170;
         let _ = writeln!(
@@ -106,7 +109,8 @@ pub struct Point {
 /// Score against latency (logarithmic), with standard errors.
 pub fn front(points: &[Point], title: &str) -> String {
     let (width, height, left, right, top, bottom) = (900.0, 440.0, 70.0, 170.0, 50.0, 60.0);
-    let fold = |f: fn(f64, f64) -> f64, start: f64, of: &dyn Fn(&Point) -> f64| points.iter().map(of).fold(start, f);
+    let fold =
+        |f: fn(f64, f64) -> f64, start: f64, of: &dyn Fn(&Point) -> f64| points.iter().map(of).fold(start, f);
     let (x0, x1) = (fold(f64::min, f64::INFINITY, &|p| p.x) * 0.8, fold(f64::max, 0.0, &|p| p.x) * 1.25);
     let y0 = (fold(f64::min, 1.0, &|p| p.y - p.error) - 0.02).max(0.0);
     let y1 = (fold(f64::max, 0.0, &|p| p.y + p.error) + 0.01).min(1.0);
@@ -133,20 +137,36 @@ pub fn front(points: &[Point], title: &str) -> String {
     while tick < x1 {
         for x in [tick, 2.0 * tick, 5.0 * tick].into_iter().filter(|x| (x0..x1).contains(x)) {
             let (px, py) = at(x, y0);
-            let _ = writeln!(svg, "<line x1='{px:.1}' x2='{px:.1}' y1='{top}' y2='{py:.1}' stroke='#e4e4e4'/><text x='{px:.1}' y='{:.1}' text-anchor='middle'>{x}</text>", py + 16.0);
+            let _ = writeln!(
+                svg,
+                "<line x1='{px:.1}' x2='{px:.1}' y1='{top}' y2='{py:.1}' stroke='#e4e4e4'/><text x='{px:.1}' y='{:.1}' text-anchor='middle'>{x}</text>",
+                py + 16.0
+            );
         }
         tick *= 10.0;
     }
     for i in 0..=5 {
         let y = y0 + (y1 - y0) * f64::from(i) / 5.0;
         let (_, py) = at(x0, y);
-        let _ = writeln!(svg, "<line x1='{left}' x2='{:.1}' y1='{py:.1}' y2='{py:.1}' stroke='#e4e4e4'/><text x='{:.1}' y='{:.1}' text-anchor='end'>{y:.3}</text>", width - right, left - 6.0, py + 4.0);
+        let _ = writeln!(
+            svg,
+            "<line x1='{left}' x2='{:.1}' y1='{py:.1}' y2='{py:.1}' stroke='#e4e4e4'/><text x='{:.1}' y='{:.1}' text-anchor='end'>{y:.3}</text>",
+            width - right,
+            left - 6.0,
+            py + 4.0
+        );
     }
     for point in points {
         let ((px, py), (_, low), (_, high)) =
             (at(point.x, point.y), at(point.x, point.y - point.error), at(point.x, point.y + point.error));
         let fill = if point.rival { "white" } else { UPDATE };
-        let _ = writeln!(svg, "<line x1='{px:.1}' x2='{px:.1}' y1='{low:.1}' y2='{high:.1}' stroke='{UPDATE}'/><circle cx='{px:.1}' cy='{py:.1}' r='5' fill='{fill}' stroke='{UPDATE}' stroke-width='1.5'/><text x='{:.1}' y='{:.1}'>{}</text>", px + 9.0, py + 4.0, escape(&point.name));
+        let _ = writeln!(
+            svg,
+            "<line x1='{px:.1}' x2='{px:.1}' y1='{low:.1}' y2='{high:.1}' stroke='{UPDATE}'/><circle cx='{px:.1}' cy='{py:.1}' r='5' fill='{fill}' stroke='{UPDATE}' stroke-width='1.5'/><text x='{:.1}' y='{:.1}'>{}</text>",
+            px + 9.0,
+            py + 4.0,
+            escape(&point.name)
+        );
     }
     svg.push_str("</svg>\n");
     svg

@@ -120,7 +120,9 @@ pub enum EngageError {
         joint: usize,
     },
     /// The robot is outside the range, by more than one tick can mend.
-    #[error("joint {joint} is at {measured}, outside {low} to {high}; move the robot back into its range by hand")]
+    #[error(
+        "joint {joint} is at {measured}, outside {low} to {high}; move the robot back into its range by hand"
+    )]
     OutsideRange {
         /// Index of the joint.
         joint: usize,

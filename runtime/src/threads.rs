@@ -46,7 +46,9 @@ pub enum Refusal {
         reason: String,
     },
     /// Memory may be paged out.
-    #[error("locking memory was refused ({reason}); grant CAP_IPC_LOCK or raise LimitMEMLOCK; going on without")]
+    #[error(
+        "locking memory was refused ({reason}); grant CAP_IPC_LOCK or raise LimitMEMLOCK; going on without"
+    )]
     Memory {
         /// The operating system's words.
         reason: String,
@@ -157,7 +159,8 @@ mod tests {
 
     #[test]
     fn refusals_are_reported_and_survived() {
-        let refused = spawn("test", || promote(Scheduling { priority: Some(0), cpu: Some(1_000_000) })).unwrap();
+        let refused =
+            spawn("test", || promote(Scheduling { priority: Some(0), cpu: Some(1_000_000) })).unwrap();
         let refused = refused.join().unwrap();
         assert!(matches!(refused[0], Refusal::Cpu { cpu: 1_000_000, .. }), "{refused:?}");
         assert!(matches!(refused[1], Refusal::Priority { priority: 0, .. }), "{refused:?}");

@@ -137,7 +137,8 @@ mod tests {
     }
 
     fn command(value: f64, rate: f64) -> Command {
-        let mut command = Command { send: true, joints: 1, time: Time::from_nanos(130 * MILLISECOND), ..Command::NONE };
+        let mut command =
+            Command { send: true, joints: 1, time: Time::from_nanos(130 * MILLISECOND), ..Command::NONE };
         (command.values[0], command.rates[0]) = (value, rate);
         command
     }

@@ -65,10 +65,9 @@ impl Attachment {
             return None;
         }
         let validity = match (number(33), number(41)) {
-            (Some(observation), Some(until)) => Some(Validity {
-                observation: Wall::from_nanos(observation),
-                until: Wall::from_nanos(until),
-            }),
+            (Some(observation), Some(until)) => {
+                Some(Validity { observation: Wall::from_nanos(observation), until: Wall::from_nanos(until) })
+            }
             _ => None,
         };
         Some(Self {

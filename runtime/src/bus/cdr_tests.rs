@@ -62,10 +62,8 @@ fn a_trigger_response_is_byte_exact() {
 
 #[test]
 fn a_dimension_of_the_layout_is_skipped() {
-    let with_layout = hex(
-        "00010000 01000000 02000000 7800 0000 02000000 02000000 00000000 02000000 00000000
-         000000000000e03f 000000000000f0bf",
-    );
+    let with_layout = hex("00010000 01000000 02000000 7800 0000 02000000 02000000 00000000 02000000 00000000
+         000000000000e03f 000000000000f0bf");
     let mut values = [0.0; 2];
     read_array(&with_layout, &mut values).unwrap();
     assert_eq!(values, [0.5, -1.0]);
@@ -77,8 +75,7 @@ fn a_joint_state_is_mapped_by_name() {
     let stamp = Wall::from_nanos(1_700_000_000_250_000_000);
     write_joint_state(&mut bytes, stamp, &names(&["b", "a", "c"]), &[2.0, 1.0, 3.0]);
     let mut out = [0.0; 2];
-    let read =
-        |wanted: &[&str], field, out: &mut [f64]| read_joint_state(&bytes, &names(wanted), field, out);
+    let read = |wanted: &[&str], field, out: &mut [f64]| read_joint_state(&bytes, &names(wanted), field, out);
     assert_eq!(read(&["a", "c"], JointField::Position, &mut out), Ok(Some(stamp)));
     assert_eq!(out, [1.0, 3.0]);
     assert_eq!(read(&["a", "d"], JointField::Position, &mut out), Err(Refusal::JointMissing));

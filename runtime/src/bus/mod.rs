@@ -107,8 +107,9 @@ impl Bus {
         let failed =
             |what: &str, e: &dyn ToString| BusError::Config { what: what.into(), reason: e.to_string() };
         let mut config = match (&section.zenoh_file, &section.zenoh) {
-            (Some(file), _) => zenoh::Config::from_file(file)
-                .map_err(|error| failed(&file.display().to_string(), &error))?,
+            (Some(file), _) => {
+                zenoh::Config::from_file(file).map_err(|error| failed(&file.display().to_string(), &error))?
+            }
             (None, Some(inline)) => {
                 zenoh::Config::from_json5(inline).map_err(|error| failed("bus.zenoh", &error))?
             }
@@ -216,12 +217,7 @@ impl Bus {
 
 impl Publisher {
     /// Sends one message, made at `source`; commands say their validity.
-    pub fn put(
-        &mut self,
-        payload: &[u8],
-        source: Wall,
-        validity: Option<Validity>,
-    ) -> Result<(), BusError> {
+    pub fn put(&mut self, payload: &[u8], source: Wall, validity: Option<Validity>) -> Result<(), BusError> {
         self.sequence += 1;
         let attachment = Attachment { sequence: self.sequence, source, publisher: self.id, validity };
         self.put_with(payload, &attachment)

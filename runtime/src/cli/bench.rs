@@ -6,8 +6,9 @@ use std::sync::Arc;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::{Outcome, say};
+use super::progress::Progress;
 use super::selection::{EngineArgs, FULL, SamplerArgs, Selected, load};
+use super::{Outcome, say};
 use crate::engine::cpu::{CpuWeights, Floor, Isa};
 use crate::{clock, noise};
 
@@ -64,21 +65,18 @@ impl Args {
         let mut names = vec![FULL.to_owned()];
         names.extend(self.schedule.iter().filter(|n| *n != FULL).cloned());
         let mut rows = Vec::new();
+        let progress = Progress::new();
         // One copy of the weights serves all schedules.
         let weights = CpuWeights::new(Arc::clone(&package));
         for (i, name) in names.iter().enumerate() {
-            eprint!("\rtiming {name} ({} of {})    ", i + 1, names.len());
+            progress.show(format_args!("timing {name} ({} of {})", i + 1, names.len()));
             let sampler = if name == FULL { self.sampler } else { SamplerArgs::default() };
             let selected = Selected::new(&self.policy, Arc::clone(&package), sampler, name)?;
             rows.push(self.time(&selected, &weights, isa, threads)?);
         }
-        eprintln!();
-        let figures = Figures {
-            policy: package.config.name.clone(),
-            engine: format!("cpu, {isa:?}"),
-            threads,
-            rows,
-        };
+        drop(progress);
+        let figures =
+            Figures { policy: package.config.name.clone(), engine: format!("cpu, {isa:?}"), threads, rows };
         print(&figures);
         if let Some(path) = &self.json {
             std::fs::write(path, serde_json::to_string_pretty(&figures)?)?;
@@ -133,7 +131,17 @@ fn print(figures: &Figures) {
     say!("{} on {}, {} threads, batch 1", figures.policy, figures.engine, figures.threads);
     say!(
         "{:<22} {:<8} {:>6} {:>9} {:>9} {:>9} {:>7} {:>9} {:>7} {:>8} {:>9}",
-        "schedule", "sampler", "blocks", "p50 ms", "p99 ms", "min ms", "x full", "floor ms", "floor %", "GFLOP", "weights MB"
+        "schedule",
+        "sampler",
+        "blocks",
+        "p50 ms",
+        "p99 ms",
+        "min ms",
+        "x full",
+        "floor ms",
+        "floor %",
+        "GFLOP",
+        "weights MB"
     );
     for row in &figures.rows {
         say!(

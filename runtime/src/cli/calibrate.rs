@@ -12,9 +12,10 @@ use refrain_policies::schedule::{self, Schedule};
 use refrain_policies::schedule_file::{CalibrationData, Method, ScheduleFile};
 use sha2::{Digest, Sha256};
 
-use super::{Outcome, say};
+use super::progress::Progress;
 use super::selection::{SamplerArgs, load};
 use super::tensors::TensorFile;
+use super::{Outcome, say};
 use crate::engine::Engine;
 use crate::engine::cpu::CpuEngine;
 use crate::noise;
@@ -81,7 +82,8 @@ impl Args {
         } else if let Some(at) = &self.aligned {
             (Schedule::aligned(a, steps, at)?, Method::named("aligned"), format!("aligned{}", at.len()))
         } else {
-            let path = self.table.as_deref().ok_or("one of --updates, --uniform, --aligned, --table is needed")?;
+            let path =
+                self.table.as_deref().ok_or("one of --updates, --uniform, --aligned, --table is needed")?;
             let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
             (table(&text, &config)?, Method::named("by_hand"), "table".into())
         };
@@ -113,19 +115,20 @@ impl Args {
         let path = self.observations.as_deref().ok_or("--updates needs --observations FILE")?;
         let a = &config.architecture;
         let (to, o) = (a.n_obs_steps, config.observation.size());
-        let all = TensorFile::read(path)?.take("obs_raw", &format!("[B, {to}, {o}]"), |s| {
-            s.len() == 3 && s[1..] == [to, o] && s[0] > 0
-        })?;
+        let all = TensorFile::read(path)?
+            .take("obs_raw", &format!("[B, {to}, {o}]"), |s| s.len() == 3 && s[1..] == [to, o] && s[0] > 0)?;
         let found = all.shape[0];
         let used = self.limit.clamp(1, found);
         let steps = config.sampler.inference_steps;
         let blocks = schedule::blocks(a);
         let mut calibration = Calibration::new(blocks.clone(), steps, a.trunk_tokens() * a.width)?;
         let plan = Arc::new(Plan::traced(config, &Schedule::full(a, steps))?);
-        let mut engine = CpuEngine::new(Arc::clone(package), Arc::clone(&plan), crate::threads::parallelism().min(4))?;
+        let mut engine =
+            CpuEngine::new(Arc::clone(package), Arc::clone(&plan), crate::threads::parallelism().min(4))?;
         let mut draw = vec![0.0; plan.noise_len()];
         let mut trajectory = vec![0.0; plan.trajectory.len()];
         let mut outputs = vec![0.0; steps * blocks.len() * a.trunk_tokens() * a.width];
+        let progress = Progress::new();
         for i in 0..used {
             let mut observation = all.data[(i * found / used) * to * o..][..to * o].to_vec();
             config.observation.normalizer.normalize(&mut observation);
@@ -134,14 +137,16 @@ impl Args {
             let size = a.trunk_tokens() * a.width;
             for probe in &plan.probes {
                 if let Probed::Block(block) = probe.what {
-                    let row = blocks.iter().position(|b| *b == block).ok_or("the plan probes an unknown block")?;
-                    outputs[(probe.step * blocks.len() + row) * size..][..size].copy_from_slice(&engine.probe(probe));
+                    let row =
+                        blocks.iter().position(|b| *b == block).ok_or("the plan probes an unknown block")?;
+                    outputs[(probe.step * blocks.len() + row) * size..][..size]
+                        .copy_from_slice(&engine.probe(probe));
                 }
             }
             calibration.add(&observation, &outputs)?;
-            eprint!("\robservation {} of {used}", i + 1);
+            progress.show(format_args!("observation {} of {used}", i + 1));
         }
-        eprintln!();
+        drop(progress);
         let bytes = std::fs::read(path)?;
         let data = CalibrationData {
             source: path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
@@ -155,11 +160,8 @@ impl Args {
 
 /// A table of update steps per block, TOML or JSON.
 fn table(text: &str, config: &PolicyConfig) -> Result<Schedule, Box<dyn std::error::Error>> {
-    let rows: std::collections::BTreeMap<String, Vec<usize>> = if text.trim_start().starts_with('{') {
-        serde_json::from_str(text)?
-    } else {
-        toml::from_str(text)?
-    };
+    let rows: std::collections::BTreeMap<String, Vec<usize>> =
+        if text.trim_start().starts_with('{') { serde_json::from_str(text)? } else { toml::from_str(text)? };
     let rows = rows
         .into_iter()
         .map(|(name, at)| Ok((name.parse()?, at)))

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::progress::Progress;
 use super::selection::{EngineArgs, SamplerArgs, Selected, load};
 use super::statistics::timing;
 use super::{Outcome, say};
@@ -22,7 +23,7 @@ pub(super) struct Args {
     #[command(flatten)]
     engine: EngineArgs,
     /// Seed of the start state and of the noise.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 4)]
     seed: u64,
     /// Times real time, at least 1; `inf` goes as fast as it can.
     #[arg(long, default_value_t = 1.0)]
@@ -51,11 +52,19 @@ impl Args {
             picture: Some(self.picture),
             ..DemoOptions::default()
         };
+        let progress = Progress::new();
         let report = demo::run(&options, policy, |p| {
             let bar = "#".repeat((p.score * 30.0) as usize);
-            eprint!("\rstep {:>3} of {}  goal covered {:>5.1} %  score {:.3} [{bar:<30}] {:<8}", p.step, options.max_steps, 100.0 * p.coverage, p.score, format!("{:?}", p.mode));
+            progress.show(format_args!(
+                "step {:>3} of {}  goal covered {:>5.1} %  score {:.3} [{bar:<30}] {:?}",
+                p.step,
+                options.max_steps,
+                100.0 * p.coverage,
+                p.score,
+                p.mode
+            ));
         })?;
-        eprintln!();
+        drop(progress);
         print(&report, self.speed);
         Ok(())
     }

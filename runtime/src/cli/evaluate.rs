@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::progress::Progress;
 use super::selection::{EngineArgs, FULL, SamplerArgs, Selected, load};
 use super::tensors::{self, Array};
 use super::{Outcome, say};
@@ -73,7 +74,11 @@ impl Args {
         say!("score    {:.3} +- {:.3}", report.score.0, report.score.1);
         say!("success  {:.3} +- {:.3}", report.success.0, report.success.1);
         let chunks: usize = report.episodes.iter().map(|e| e.chunks).sum();
-        say!("{chunks} chunks in {:.1} s with {} workers", clock::seconds(clock::now() - start), options.workers);
+        say!(
+            "{chunks} chunks in {:.1} s with {} workers",
+            clock::seconds(clock::now() - start),
+            options.workers
+        );
         if let (Some(path), Some(observed)) = (&self.record, observed) {
             let a = &selected.config.architecture;
             let (to, o) = (a.n_obs_steps, selected.config.observation.size());
@@ -113,13 +118,19 @@ pub(super) fn run(
     };
     let done = AtomicUsize::new(0);
     let sum = Mutex::new(0.0);
+    let progress = Progress::new();
     let report = eval::run(options, make, |episode| {
         let done = done.fetch_add(1, Ordering::Relaxed) + 1;
         let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
         *sum += episode.score;
-        eprint!("\r{}: episode {done} of {}, mean score {:.3}   ", selected.name, options.episodes, *sum / done as f64);
+        progress.show(format_args!(
+            "{}: episode {done} of {}, mean score {:.3}",
+            selected.name,
+            options.episodes,
+            *sum / done as f64
+        ));
     })?;
-    eprintln!();
+    drop(progress);
     Ok(report)
 }
 
@@ -130,7 +141,12 @@ struct Recorder {
 }
 
 impl Engine for Recorder {
-    fn infer(&mut self, observation: &[f32], noise: &[f32], trajectory: &mut [f32]) -> Result<(), EngineError> {
+    fn infer(
+        &mut self,
+        observation: &[f32],
+        noise: &[f32],
+        trajectory: &mut [f32],
+    ) -> Result<(), EngineError> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(observation);
         self.inner.infer(observation, noise, trajectory)
     }

@@ -52,8 +52,18 @@ impl Args {
         package.save(&self.out)?;
         let (c, a) = (&package.config, &package.config.architecture);
         say!("{}: {} layers, width {}, {} heads", c.name, a.layers, a.width, a.heads);
-        say!("  {} x {} observations -> {} x {} actions at {} Hz", a.n_obs_steps, c.observation.size(), a.n_action_steps, c.action.size(), c.rate_hz);
+        say!(
+            "  {} x {} observations -> {} x {} actions at {} Hz",
+            a.n_obs_steps,
+            c.observation.size(),
+            a.n_action_steps,
+            c.action.size(),
+            c.rate_hz
+        );
         say!("  sampler {}, weights {} of {}", c.sampler.label(), c.provenance.weights, c.provenance.source);
+        for note in &c.provenance.notes {
+            say!("  note: {note}");
+        }
         say!("written to {}; try: refrain bench {}", self.out.display(), self.out.display());
         Ok(())
     }

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::{Outcome, say};
 use super::selection::{EngineArgs, FULL, SamplerArgs, Selected, load};
 use super::tensors::{self, Array, TensorFile};
+use super::{Outcome, say};
 use crate::noise;
 use crate::policy::Prediction;
 
@@ -40,8 +40,8 @@ impl Args {
         let rows = c.sampler.inference_steps + 1;
 
         let mut file = TensorFile::read(&self.input)?;
-        let observations =
-            file.take("obs_raw", &format!("[B, {to}, {o}]"), |s| s.len() == 3 && s[1..] == [to, o] && s[0] > 0)?;
+        let observations = file
+            .take("obs_raw", &format!("[B, {to}, {o}]"), |s| s.len() == 3 && s[1..] == [to, o] && s[0] > 0)?;
         let batch = observations.shape[0];
         let given = if file.has("noise") {
             let expected = format!("[at least {rows}, {batch}, {t}, {n}]");

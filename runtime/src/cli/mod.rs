@@ -9,6 +9,7 @@ mod evaluate;
 mod import;
 mod infer;
 mod plan;
+mod progress;
 #[cfg(feature = "pusht")]
 mod report;
 mod run;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use refrain_policies::plan::{Op, Plan};
 use refrain_policies::schedule::Cell;
 
-use super::{Outcome, say};
 use super::selection::{FULL, SamplerArgs, Selected, load};
+use super::{Outcome, say};
 use crate::picture;
 
 #[derive(clap::Args)]
@@ -31,12 +31,17 @@ impl Args {
         let package = load(&self.policy)?;
         let selected = Selected::new(&self.policy, package, self.sampler, &self.schedule)?;
         let plan = selected.plan()?;
-        let title =
-            format!("{} · {} · schedule {}", selected.config.name, selected.config.sampler.label(), selected.name);
+        let title = format!(
+            "{} · {} · schedule {}",
+            selected.config.name,
+            selected.config.sampler.label(),
+            selected.name
+        );
         say!("{title}");
         say!("{}", summary(&plan).trim_end());
         if self.ops {
-            for (phase, ops) in [("load", &plan.load), ("observe", &plan.observe), ("denoise", &plan.denoise)] {
+            for (phase, ops) in [("load", &plan.load), ("observe", &plan.observe), ("denoise", &plan.denoise)]
+            {
                 ops.iter().enumerate().for_each(|(i, op)| say!("{phase} {i}: {}", line(&plan, op)));
             }
         }
@@ -100,17 +105,42 @@ fn summary(plan: &Plan) -> String {
         format!("{n} {name}")
     });
     // Writing to a string cannot fail.
-    let _ = writeln!(out, "  block computations  {} of {total} ({:.1} %)", cost.block_computations, 100.0 * cost.block_computations as f64 / total as f64);
-    let _ = writeln!(out, "  steps with updates  {} of {}, {quiet} quiet steps fused", cost.steps_with_updates, plan.shape.steps);
+    let _ = writeln!(
+        out,
+        "  block computations  {} of {total} ({:.1} %)",
+        cost.block_computations,
+        100.0 * cost.block_computations as f64 / total as f64
+    );
+    let _ = writeln!(
+        out,
+        "  steps with updates  {} of {}, {quiet} quiet steps fused",
+        cost.steps_with_updates, plan.shape.steps
+    );
     let _ = writeln!(out, "  operations          {} per inference: {}", cost.operations, counts.join(", "));
     let _ = writeln!(out, "  at load             {} operations", plan.load.len());
     let _ = writeln!(out, "  FLOPs               {:.3} G", cost.flops as f64 / 1e9);
-    let _ = writeln!(out, "  bytes moved         {:.1} MB of weights (f16), {:.1} MB of activations", cost.weights as f64 * 2e-6, cost.arena_traffic as f64 * 4e-6);
+    let _ = writeln!(
+        out,
+        "  bytes moved         {:.1} MB of weights (f16), {:.1} MB of activations",
+        cost.weights as f64 * 2e-6,
+        cost.arena_traffic as f64 * 4e-6
+    );
     let used = plan.buffers.iter().map(|b| b.len).sum::<usize>();
-    let _ = writeln!(out, "  buffers             {} in {:.2} MB ({:.1} MB without sharing)", plan.buffers.len(), plan.arena as f64 * 4e-6, used as f64 * 4e-6);
+    let _ = writeln!(
+        out,
+        "  buffers             {} in {:.2} MB ({:.1} MB without sharing)",
+        plan.buffers.len(),
+        plan.arena as f64 * 4e-6,
+        used as f64 * 4e-6
+    );
     let _ = writeln!(out, "  updates per block");
     for (block, cells) in plan.schedule.rows() {
-        let at: Vec<String> = cells.iter().enumerate().filter(|(_, c)| **c == Cell::Update).map(|(k, _)| k.to_string()).collect();
+        let at: Vec<String> = cells
+            .iter()
+            .enumerate()
+            .filter(|(_, c)| **c == Cell::Update)
+            .map(|(k, _)| k.to_string())
+            .collect();
         let shown = if at.len() > 24 { "…".to_owned() } else { at.join(" ") };
         let _ = writeln!(out, "    {:<24} {:>3}  {shown}", block.to_string(), at.len());
     }

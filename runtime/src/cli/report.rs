@@ -84,9 +84,14 @@ impl Args {
     pub(super) fn run(self) -> Outcome {
         self.engine.cpu_only()?;
         let package = load(&self.policy)?;
-        let names = if self.schedule.is_empty() { ScheduleFile::names(&self.policy)? } else { self.schedule.clone() };
+        let names =
+            if self.schedule.is_empty() { ScheduleFile::names(&self.policy)? } else { self.schedule.clone() };
         if names.is_empty() {
-            return Err(format!("{} has no schedules; make one with refrain calibrate", self.policy.display()).into());
+            return Err(format!(
+                "{} has no schedules; make one with refrain calibrate",
+                self.policy.display()
+            )
+            .into());
         }
         let select = |sampler, name: &str| Selected::new(&self.policy, Arc::clone(&package), sampler, name);
         let mut variants = vec![select(SamplerArgs::default(), FULL)?];
@@ -115,7 +120,15 @@ impl Args {
         self.record(&rows)?;
         for row in &rows {
             let (score, success) = (page::score(row), page::success(row));
-            say!("{:<22} {:>5} blocks  score {:.3} +- {:.3}  success {:.3}  p50 {:.2} ms", row.name, row.block_computations, score.0, score.1, success.0, row.latency.p50);
+            say!(
+                "{:<22} {:>5} blocks  score {:.3} +- {:.3}  success {:.3}  p50 {:.2} ms",
+                row.name,
+                row.block_computations,
+                score.0,
+                score.1,
+                success.0,
+                row.latency.p50
+            );
         }
         say!("page: {}", out.join("README.md").display());
         Ok(())
@@ -124,7 +137,8 @@ impl Args {
     fn measure(&self, variants: &[Selected], out: &Path) -> Result<Vec<Row>, Box<dyn std::error::Error>> {
         let kept_at = out.join("episodes.json");
         let mut kept: Kept = match std::fs::read(&kept_at) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| format!("{}: {e}; delete it", kept_at.display()))?,
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|e| format!("{}: {e}; delete it", kept_at.display()))?,
             Err(_) => Kept::new(),
         };
         let cheapest =
@@ -209,7 +223,11 @@ impl Args {
             let start = clock::now();
             engine.infer(observation, &draw, &mut trajectory)?;
             times.record(u64::try_from(clock::now() - start)?)?;
-            for token in trajectory.chunks(variant.config.denoised_size()).take(a.executed().end).skip(a.executed().start) {
+            for token in trajectory
+                .chunks(variant.config.denoised_size())
+                .take(a.executed().end)
+                .skip(a.executed().start)
+            {
                 actions.extend_from_slice(&token[..moved]);
             }
         }

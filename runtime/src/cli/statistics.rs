@@ -8,13 +8,32 @@ use crate::report::Report;
 pub(super) fn timing(report: &Report, real_time: bool) {
     let ms = |nanos: u64| nanos as f64 * 1e-6;
     let (i, w, k) = (&report.inference, &report.wake, &report.work);
-    say!("chunk latency   p50 {:.2} ms, p99 {:.2} ms, worst {:.2} ms over {} chunks", ms(i.p50), ms(i.p99), ms(i.max), i.count);
+    say!(
+        "chunk latency   p50 {:.2} ms, p99 {:.2} ms, worst {:.2} ms over {} chunks",
+        ms(i.p50),
+        ms(i.p99),
+        ms(i.max),
+        i.count
+    );
     if real_time {
-        say!("control loop    {} ticks, {} missed; woke late by p50 {:.3} ms, p99 {:.3} ms, worst {:.3} ms; worked p99 {:.3} ms", w.count, report.missed, ms(w.p50), ms(w.p99), ms(w.max), ms(k.p99));
+        say!(
+            "control loop    {} ticks, {} missed; woke late by p50 {:.3} ms, p99 {:.3} ms, worst {:.3} ms; worked p99 {:.3} ms",
+            w.count,
+            report.missed,
+            ms(w.p50),
+            ms(w.p99),
+            ms(w.max),
+            ms(k.p99)
+        );
     } else {
         say!("control loop    {} ticks in simulated time, worked p99 {:.3} ms", k.count, ms(k.p99));
     }
-    say!("commands        {} sent, {} failed; {} observations", report.commands, report.commands_failed, report.observations);
+    say!(
+        "commands        {} sent, {} failed; {} observations",
+        report.commands,
+        report.commands_failed,
+        report.observations
+    );
     for (refusal, count) in observation::Refusal::ALL.iter().zip(report.refused).filter(|(_, n)| *n > 0) {
         say!("observations refused as {refusal:?}: {count}");
     }

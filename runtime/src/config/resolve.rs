@@ -83,10 +83,7 @@ impl RobotConfig {
             format!("name: expected a name without spaces or any of * $ # ?, got {:?}", self.name),
         );
         let rate = self.control.rate_hz;
-        expect(
-            (10.0..=1000.0).contains(&rate),
-            format!("control.rate_hz: expected 10 to 1000, got {rate}"),
-        );
+        expect((10.0..=1000.0).contains(&rate), format!("control.rate_hz: expected 10 to 1000, got {rate}"));
         expect(
             !(rate < policy.rate_hz),
             format!("control.rate_hz: {rate} is below the policy's rate of {} Hz", policy.rate_hz),
@@ -122,7 +119,8 @@ impl RobotConfig {
         );
         expect(
             self.action.trajectory_topic.is_none() || self.control.interpolation == Interpolation::Linear,
-            "control.interpolation: trajectory_topic needs \"linear\", as the controller interpolates so".into(),
+            "control.interpolation: trajectory_topic needs \"linear\", as the controller interpolates so"
+                .into(),
         );
         expect(
             self.bus.zenoh.is_none() || self.bus.zenoh_file.is_none(),
@@ -168,14 +166,15 @@ impl RobotConfig {
                     )),
                 }
             }
-            topics.push(Topic { topic: section.topic.clone(), reading: section.reading(elements, &key, found) });
+            topics.push(Topic {
+                topic: section.topic.clone(),
+                reading: section.reading(elements, &key, found),
+            });
             parts.push(Part { places, arrival_is_stamp: section.stamp == StampChoice::Arrival });
         }
         for (name, times) in names.iter().zip(given) {
             if times != 1 {
-                found.push(format!(
-                    "observation.topics: {name:?} is given {times} times, expected once"
-                ));
+                found.push(format!("observation.topics: {name:?} is given {times} times, expected once"));
             }
         }
         (topics, parts)

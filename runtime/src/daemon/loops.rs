@@ -1,83 +1,22 @@
-//! The bodies of the daemon's threads.
+//! The bodies of the daemon's threads that may wait.
 
 use std::sync::{Mutex, PoisonError};
 
 use crate::bus::robot::{Outlet, Signals};
 use crate::chunk::Chunk;
-use crate::clock::{self, Duration, Nanos, Ticker};
-use crate::control::{Command, Control, Inputs, Mode, Observed};
-use crate::events::{Drain, Recorder, Tick};
+use crate::clock::{self, Duration};
+use crate::control::{Command, Mode};
+use crate::events::Drain;
 use crate::mailbox::{Receiver, Sender};
 use crate::observation::Window;
 use crate::planner::{PlanError, Planner};
 use crate::report::{ControlTally, Tally};
-use crate::threads::{self, Waker};
+use crate::threads;
 
 /// How long a thread sleeps at most before it looks whether it is to end.
 const IDLE: Duration = Duration::from_millis(50);
 /// How often tick events are drained.
 const DRAIN: Duration = Duration::from_millis(20);
-
-/// The real-time thread.
-pub(super) struct ControlLoop {
-    pub(super) control: Control,
-    pub(super) period: Nanos,
-    pub(super) chunks: Receiver<Chunk>,
-    pub(super) observed: Receiver<Observed>,
-    pub(super) commands: Sender<Command>,
-    pub(super) tallies: Sender<ControlTally>,
-    pub(super) recorder: Recorder,
-    pub(super) wake_publish: Waker,
-    pub(super) signals: std::sync::Arc<Signals>,
-}
-
-impl ControlLoop {
-    /// Ticks until the signals say that it is over.
-    pub(super) fn run(mut self) {
-        let mut ticker = Ticker::new(clock::now(), self.period);
-        while !self.signals.has_ended() {
-            clock::sleep_until(ticker.deadline());
-            self.tick(&mut ticker);
-        }
-    }
-
-    fn tick(&mut self, ticker: &mut Ticker) {
-        let due = ticker.deadline();
-        let woke = clock::now();
-        self.chunks.take();
-        self.observed.take();
-        let command = self.control.step(
-            woke,
-            &Inputs {
-                chunk: self.chunks.latest(),
-                observed: self.observed.latest(),
-                stops: self.signals.stops(),
-                resets: self.signals.resets(),
-            },
-        );
-        self.commands.send(|slot| *slot = command);
-        self.wake_publish.wake();
-        let control = &self.control;
-        let tally = ControlTally {
-            counts: *control.counts(),
-            gate: *control.gate_counts(),
-            events_lost: self.recorder.lost(),
-            superseded: self.commands.superseded(),
-        };
-        self.tallies.send(|slot| *slot = tally);
-        self.signals.set_mode(command.mode);
-        let done = clock::now();
-        self.recorder.record(Tick {
-            due,
-            wake_error: woke - due,
-            work: done - woke,
-            missed: ticker.advance(done),
-            mode: command.mode,
-            outcome: command.outcome,
-            chunk: command.chunk,
-        });
-    }
-}
 
 /// The inference thread: predicts from the newest window when it is due.
 pub(super) fn infer(

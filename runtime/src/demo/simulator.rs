@@ -212,8 +212,7 @@ impl Inbox {
                 return Err(DemoError::NoCommand { seconds: PATIENCE / clock::SECOND });
             }
             let wait = Duration::from_nanos(left as u64);
-            state =
-                self.arrived.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.arrived.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }

@@ -78,7 +78,14 @@ pub(super) fn table(row: &Row, full: &Row, seed: u64) -> toml::Table {
 }
 
 /// Writes `README.md` and `front.svg`.
-pub(super) fn write(out: &Path, policy: &str, episodes: usize, seed: u64, threads: usize, rows: &[Row]) -> Outcome {
+pub(super) fn write(
+    out: &Path,
+    policy: &str,
+    episodes: usize,
+    seed: u64,
+    threads: usize,
+    rows: &[Row],
+) -> Outcome {
     let full = &rows[0];
     let mut page = String::new();
     // Writing to a string cannot fail.
@@ -93,8 +100,14 @@ pub(super) fn write(out: &Path, policy: &str, episodes: usize, seed: u64, thread
         seed + episodes as u64
     );
     let _ = writeln!(page, "![score and latency](front.svg)\n");
-    let _ = writeln!(page, "| run | sampler | block computations | steps with updates | score | success | score difference | success difference | action error RMS | worst | p50 ms | p99 ms | max/min | x full |");
-    let _ = writeln!(page, "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
+    let _ = writeln!(
+        page,
+        "| run | sampler | block computations | steps with updates | score | success | score difference | success difference | action error RMS | worst | p50 ms | p99 ms | max/min | x full |"
+    );
+    let _ = writeln!(
+        page,
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    );
     for row in rows {
         let (score, success) = (score(row), success(row));
         let (ds, dz) = (paired(row, full, |e| e.score), paired(row, full, successful));
@@ -102,8 +115,23 @@ pub(super) fn write(out: &Path, policy: &str, episodes: usize, seed: u64, thread
         let _ = writeln!(
             page,
             "| {} | {} | {} | {} | {:.3} +- {:.3} | {:.3} +- {:.3} | {:+.3} +- {:.3} | {:+.3} +- {:.3} | {:.4} | {:.3} | {:.2} | {:.2} | {:.2} | {:.3} |",
-            row.name, row.sampler, row.block_computations, row.steps_with_updates, score.0, score.1, success.0,
-            success.1, ds.0, ds.1, dz.0, dz.1, row.error_rms, row.error_worst, l.p50, l.p99, l.max / l.min,
+            row.name,
+            row.sampler,
+            row.block_computations,
+            row.steps_with_updates,
+            score.0,
+            score.1,
+            success.0,
+            success.1,
+            ds.0,
+            ds.1,
+            dz.0,
+            dz.1,
+            row.error_rms,
+            row.error_worst,
+            l.p50,
+            l.p99,
+            l.max / l.min,
             l.p50 / full.latency.p50
         );
     }
@@ -165,7 +193,11 @@ fn verdict(row: &Row, full: &Row, rows: &[Row]) -> String {
         } else {
             "worse than"
         };
-        let _ = write!(text, "; {relation} {} ({} computations, {gain:+.3} +- {error:.3})", rival.name, rival.block_computations);
+        let _ = write!(
+            text,
+            "; {relation} {} ({} computations, {gain:+.3} +- {error:.3})",
+            rival.name, rival.block_computations
+        );
     }
     text + "."
 }

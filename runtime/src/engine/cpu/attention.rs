@@ -155,7 +155,12 @@ unsafe fn gather<L: Lanes>(job: &Attention, arena: &Arena, column: usize, depth:
 
 /// Sixteen keys (null: none, zero) of `depth` numbers into one panel `[depth][16]`.
 #[inline(always)]
-unsafe fn transpose_keys<L: Lanes>(keys: &[*const f32; LANES], depth: usize, panel: *mut f32, tile: *mut f32) {
+unsafe fn transpose_keys<L: Lanes>(
+    keys: &[*const f32; LANES],
+    depth: usize,
+    panel: *mut f32,
+    tile: *mut f32,
+) {
     // SAFETY: every key holds `depth` numbers, the panel `16 depth`, the tile 256.
     unsafe {
         for d in (0..depth).step_by(LANES) {
