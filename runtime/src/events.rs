@@ -1,8 +1,11 @@
 //! What the real-time thread tells, and what becomes of it.
 //!
-//! A tick writes one fixed-size [`Tick`] into a wait-free ring of a fixed length; another thread drains it into
-//! histograms and logs mode changes. A full ring loses the event and counts it: the tick never waits.
+//! A tick writes one fixed-size [`Tick`] into a lock-free ring of a fixed length; another thread drains it into
+//! histograms and logs mode changes. A full ring loses the event and counts it: the tick never waits for room.
 
+use std::sync::Arc;
+
+use crossbeam::queue::ArrayQueue;
 use hdrhistogram::Histogram;
 
 use crate::clock::{Nanos, Time};
@@ -34,19 +37,19 @@ pub struct Tick {
 
 /// The real-time side.
 pub struct Recorder {
-    ring: rtrb::Producer<Tick>,
+    ring: Arc<ArrayQueue<Tick>>,
     lost: u64,
 }
 
 /// The other side.
 pub struct Drain {
-    ring: rtrb::Consumer<Tick>,
+    ring: Arc<ArrayQueue<Tick>>,
 }
 
 /// A ring.
 pub fn ring() -> (Recorder, Drain) {
-    let (producer, consumer) = rtrb::RingBuffer::new(CAPACITY);
-    (Recorder { ring: producer, lost: 0 }, Drain { ring: consumer })
+    let ring = Arc::new(ArrayQueue::new(CAPACITY));
+    (Recorder { ring: Arc::clone(&ring), lost: 0 }, Drain { ring })
 }
 
 impl Recorder {
@@ -63,13 +66,13 @@ impl Recorder {
 
 impl Drain {
     /// The oldest event.
-    pub fn next(&mut self) -> Option<Tick> {
-        self.ring.pop().ok()
+    pub fn take(&mut self) -> Option<Tick> {
+        self.ring.pop()
     }
 
     /// Whether the recorder is gone: what is in the ring now is the last.
     pub fn is_over(&self) -> bool {
-        self.ring.is_abandoned()
+        Arc::strong_count(&self.ring) == 1
     }
 }
 
@@ -163,7 +166,7 @@ mod tests {
         }
         assert_eq!(recorder.lost(), 3);
         let mut stats = TickStats::default();
-        while let Some(tick) = drain.next() {
+        while let Some(tick) = drain.take() {
             stats.add(&tick);
         }
         let wake = stats.wake.summary();

@@ -230,6 +230,14 @@ impl Publisher {
         })
     }
 
+    /// Sends one message without attachment, as bridges do.
+    pub fn put_bare(&mut self, payload: &[u8]) -> Result<(), BusError> {
+        self.publisher.put(payload.to_vec()).wait().map_err(|error| BusError::Put {
+            key: self.publisher.key_expr().to_string(),
+            reason: error.to_string(),
+        })
+    }
+
     /// Whether somebody receives.
     pub fn is_matched(&self) -> bool {
         self.publisher.matching_status().wait().is_ok_and(|status| status.matching())

@@ -89,7 +89,7 @@ pub(super) fn drain(mut events: Drain, mut tallies: Receiver<ControlTally>, tall
         let ended = events.is_over();
         {
             let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
-            while let Some(tick) = events.next() {
+            while let Some(tick) = events.take() {
                 tally.ticks.add(&tick);
             }
             if let Some(told) = tallies.take() {

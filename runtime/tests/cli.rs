@@ -1,0 +1,188 @@
+//! The command line as a user meets it: the binary, its files and its errors.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures");
+const SMALL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../policies/pusht-small");
+
+fn refrain(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_refrain")).args(args).output().expect("the binary runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs a command that must succeed; returns what it printed.
+fn succeeds(args: &[&str]) -> String {
+    let output = refrain(args);
+    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Runs a command that must fail with every one of `words` in its one error.
+fn fails(args: &[&str], words: &[&str]) {
+    let output = refrain(args);
+    let error = text(&output.stderr);
+    assert!(!output.status.success(), "{args:?} succeeded");
+    assert!(!error.contains("panicked"), "{args:?}: {error}");
+    for word in words {
+        assert!(error.contains(word), "{args:?}: expected {word:?} in: {error}");
+    }
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("a UTF-8 path")
+}
+
+fn tensor(file: &Path, name: &str) -> (Vec<usize>, Vec<f32>) {
+    let bytes = std::fs::read(file).expect("a file");
+    let file = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let view = file.tensor(name).expect("the tensor");
+    let data = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    (view.shape().to_vec(), data)
+}
+
+fn write(file: &Path, tensors: &[(&str, &[usize], &[f32])]) {
+    let bytes: Vec<Vec<u8>> =
+        tensors.iter().map(|(_, _, data)| data.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
+    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), data)| {
+        (*name, TensorView::new(Dtype::F32, shape.to_vec(), data).expect("shape and size agree"))
+    });
+    std::fs::write(file, safetensors::serialize(views, None).expect("tensors")).expect("a writable folder");
+}
+
+/// A folder of this test's own, with observations for the small policy.
+fn folder(observations: usize) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let input = folder.path().join("in.safetensors");
+    let data: Vec<f32> = (0..observations * 40).map(|i| 100.0 + (i * 37 % 300) as f32).collect();
+    write(&input, &[("obs_raw", &[observations, 2, 20], &data)]);
+    (folder, input)
+}
+
+#[test]
+fn imports_a_checkpoint_and_predicts_what_pytorch_predicts() {
+    let (folder, _) = folder(1);
+    let package = folder.path().join("policy");
+    let out = folder.path().join("out.safetensors");
+    for name in ["mlp_causal", "odd_sizes", "encoder_only", "inpaint_causal", "action_steps_only"] {
+        let checkpoint = format!("{FIXTURES}/{name}.ckpt");
+        let trace = PathBuf::from(format!("{FIXTURES}/{name}.safetensors"));
+        succeeds(&["import", &checkpoint, path(&package), "--dtype", "f32"]);
+        succeeds(&["infer", path(&package), "--input", path(&trace), "--output", path(&out)]);
+        for key in ["trajectory_norm", "action", "action_pred"] {
+            let ((shape, got), (expected_shape, expected)) = (tensor(&out, key), tensor(&trace, key));
+            assert_eq!(shape, expected_shape, "{name} {key}");
+            let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let scale = expected.iter().fold(1.0f32, |m, v| m.max(v.abs()));
+            assert!(worst <= 2e-4 * scale, "{name} {key}: {worst}");
+            assert!(got.iter().all(|v| v.is_finite()), "{name} {key}");
+        }
+    }
+}
+
+#[test]
+fn noise_comes_from_the_seed_where_the_input_has_none() {
+    let (folder, input) = folder(2);
+    let run = |seed: &str| {
+        let out = folder.path().join(format!("{seed}.safetensors"));
+        let args = ["infer", SMALL, "--input", path(&input), "--output", path(&out), "--seed", seed];
+        succeeds(&[&args[..], &["--sampler", "ddim", "--steps", "5", "--engine", "cpu"]].concat());
+        tensor(&out, "action").1
+    };
+    assert_eq!(run("1"), run("1"));
+    assert_ne!(run("1"), run("2"));
+}
+
+#[test]
+fn infer_names_what_is_wrong_with_its_input() {
+    let (folder, input) = folder(1);
+    let (bad, out) = (folder.path().join("bad.safetensors"), folder.path().join("out.safetensors"));
+    let run = ["infer", SMALL, "--input", path(&bad), "--output", path(&out)];
+    fails(&run, &["bad.safetensors", "No such file"]);
+    std::fs::write(&bad, b"not tensors").unwrap();
+    fails(&run, &["bad.safetensors", "not a whole safetensors file"]);
+    write(&bad, &[("observations", &[1, 2, 20], &[0.0; 40])]);
+    fails(&run, &["expected tensor obs_raw", "observations"]);
+    write(&bad, &[("obs_raw", &[1, 2, 19], &[0.0; 38])]);
+    fails(&run, &["obs_raw", "[B, 2, 20]", "[1, 2, 19]"]);
+    let mut data = [0.0; 40];
+    data[7] = f32::NAN;
+    write(&bad, &[("obs_raw", &[1, 2, 20], &data)]);
+    fails(&run, &["obs_raw[7]", "NaN"]);
+    write(&bad, &[("obs_raw", &[1, 2, 20], &[0.0; 40]), ("noise", &[3, 1, 16, 2], &[0.0; 96])]);
+    fails(&run, &["noise", "[at least 101, 1, 16, 2]", "[3, 1, 16, 2]"]);
+    let good = ["infer", SMALL, "--input", path(&input), "--output", path(&out)];
+    fails(&[&good[..], &["--steps", "1000"]].concat(), &["inference_steps", "100", "1000"]);
+    fails(&[&good[..], &["--schedule", "nothing"]].concat(), &["nothing", "full", "ddpm100_late10"]);
+    fails(
+        &[&good[..], &["--schedule", "ddpm100_late10", "--steps", "10"]].concat(),
+        &["ddpm100_late10", "ddpm100", "ddpm10"],
+    );
+    fails(&["infer", "/nowhere", "--input", path(&input), "--output", path(&out)], &["policy.toml"]);
+}
+
+#[test]
+fn plan_counts_and_draws() {
+    let (folder, _) = folder(1);
+    let svg = folder.path().join("plan.svg");
+    let said = succeeds(&["plan", SMALL, "--schedule", "ddpm100_late10", "--svg", path(&svg)]);
+    assert!(said.contains("120 of 1200") && said.contains("90 quiet steps fused"), "{said}");
+    let drawn = std::fs::read_to_string(&svg).unwrap();
+    assert!(drawn.starts_with("<svg") && drawn.trim_end().ends_with("</svg>"));
+    assert!(drawn.contains("layer3.feed_forward"));
+}
+
+#[test]
+fn calibrate_writes_schedules_that_run() {
+    let (folder, input) = folder(3);
+    let package = folder.path().join("policy");
+    std::fs::create_dir(&package).unwrap();
+    for file in ["policy.toml", "weights.safetensors"] {
+        std::fs::copy(Path::new(SMALL).join(file), package.join(file)).unwrap();
+    }
+    let calibrate = ["calibrate", path(&package)];
+    let adaptive = ["--observations", path(&input), "--updates", "3", "--union", "2"];
+    let ddim = ["--sampler", "ddim", "--steps", "8", "--default"];
+    let said = succeeds(&[&calibrate[..], &adaptive, &ddim].concat());
+    assert!(said.contains("ddim8_bac3_union2"), "{said}");
+    let out = folder.path().join("out.safetensors");
+    let run = ["infer", path(&package), "--input", path(&input), "--output", path(&out)];
+    assert!(succeeds(&[&run[..], &["--schedule", "ddim8_bac3_union2"]].concat()).contains("ddim8"));
+    let table = folder.path().join("table.json");
+    std::fs::write(&table, r#"{"layer0.self_attention": [0, 200]}"#).unwrap();
+    fails(&[&calibrate[..], &["--table", path(&table)]].concat(), &["layer0.self_attention", "200", "99"]);
+    std::fs::write(&table, r#"{"layer0.self_attention": [0]}"#).unwrap();
+    fails(&[&calibrate[..], &["--table", path(&table)]].concat(), &["no row for block", "layer0.cross_attention"]);
+    fails(&[&calibrate[..], &["--aligned", "1,2"]].concat(), &["step 0"]);
+    fails(&[&calibrate[..], &["--updates", "3"]].concat(), &["--observations"]);
+}
+
+#[cfg(feature = "pusht")]
+#[test]
+fn the_demo_needs_no_file_and_pushes_the_t() {
+    let (folder, _) = folder(1);
+    let picture = folder.path().join("demo.svg");
+    let said = succeeds(&["demo", "--speed", "inf", "--picture", path(&picture)]);
+    assert!(said.contains("goal reached"), "{said}");
+    assert!(said.contains("chunk latency") && said.contains("0 failed"), "{said}");
+    assert!(std::fs::read_to_string(&picture).unwrap().starts_with("<svg"));
+}
+
+#[cfg(feature = "pusht")]
+#[test]
+fn eval_scores_and_records_what_calibrate_reads() {
+    let (folder, _) = folder(1);
+    let recorded = folder.path().join("seen.safetensors");
+    let run = ["eval", "pusht", SMALL, "--episodes", "2", "--seed", "3", "--schedule", "ddpm100_late10"];
+    let one = succeeds(&[&run[..], &["--threads", "1", "--record", path(&recorded)]].concat());
+    let two = succeeds(&[&run[..], &["--threads", "2"]].concat());
+    let score = |said: &str| said.lines().find(|l| l.starts_with("score")).map(str::to_owned);
+    assert_eq!(score(&one), score(&two), "the score does not depend on the number of workers");
+    assert_eq!(tensor(&recorded, "obs_raw").0[1..], [2, 20]);
+}
