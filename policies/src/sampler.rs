@@ -224,6 +224,14 @@ impl SamplerConfig {
         if timesteps.windows(2).any(|w| w[1] >= w[0]) {
             found.push("sampler.timesteps: expected falling timesteps".into());
         }
+        if found.is_empty()
+            && let Some(step) = self.steps().iter().find(|step| !step.is_finite())
+        {
+            found.push(format!(
+                "sampler: the step at timestep {} divides by zero; expected betas that a f32 can tell from 0 and 1",
+                step.timestep
+            ));
+        }
     }
 
     /// The K training timesteps, noisiest first.
@@ -356,6 +364,19 @@ impl SamplerConfig {
 }
 
 impl SamplerStep {
+    fn is_finite(&self) -> bool {
+        let s = self;
+        [s.x0_from_x, s.x0_from_model, s.from_x0, s.from_x, s.from_model, s.from_noise]
+            .iter()
+            .all(|v| v.is_finite())
+            && s.clip > 0.0
+    }
+
+    /// Whether the denoiser's output has any weight in this step.
+    pub fn reads_model(&self) -> bool {
+        self.from_model != 0.0 || (self.from_x0 != 0.0 && self.x0_from_model != 0.0)
+    }
+
     /// One element's next value.
     #[inline(always)]
     pub fn apply(&self, x: f32, model: f32, noise: f32) -> f32 {

@@ -1,6 +1,7 @@
 //! What a plan costs: block computations, operations, FLOPs and bytes, counted from its operations.
 
 use super::{Op, Plan, View};
+use crate::schedule::BlockKind;
 
 /// Costs of one inference; load is not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,7 +24,7 @@ impl Plan {
     /// Costs of one inference.
     pub fn cost(&self) -> Cost {
         let mut cost = Cost {
-            block_computations: self.schedule.updates(),
+            block_computations: self.denoise.iter().filter(|op| self.ends_block(op)).count(),
             steps_with_updates: self.schedule.steps_with_updates(),
             ..Cost::default()
         };
@@ -36,6 +37,15 @@ impl Plan {
             cost.arena_traffic += reads.iter().chain(&writes).map(|v| v.len() as u64).sum::<u64>();
         }
         cost
+    }
+
+    /// Whether an operation is the product that ends a block of the trunk.
+    fn ends_block(&self, op: &Op) -> bool {
+        let Op::Linear(l) = op else { return false };
+        let tensor = &self.matrices[l.matrix.0].tensor;
+        let decoder = self.schedule.rows().iter().any(|(block, _)| block.kind == BlockKind::CrossAttention);
+        tensor.starts_with(if decoder { "decoder." } else { "encoder." })
+            && (tensor.ends_with(".out_proj.weight") || tensor.ends_with(".linear2.weight"))
     }
 
     /// Floating-point operations and weights of one operation.
