@@ -2,6 +2,9 @@
 //!
 //! A tick writes one fixed-size [`Tick`] into a lock-free ring of a fixed length; another thread drains it into
 //! histograms and logs mode changes. A full ring loses the event and counts it: the tick never waits for room.
+//!
+//! One slot of the queue always stays free. Its push spins only when it meets a slot that a descheduled reader has claimed
+//! and not yet left, which is the slot after the last; by never going that far, the tick never spins.
 
 use std::sync::Arc;
 
@@ -48,14 +51,15 @@ pub struct Drain {
 
 /// A ring.
 pub fn ring() -> (Recorder, Drain) {
-    let ring = Arc::new(ArrayQueue::new(CAPACITY));
+    let ring = Arc::new(ArrayQueue::new(CAPACITY + 1));
     (Recorder { ring: Arc::clone(&ring), lost: 0 }, Drain { ring })
 }
 
 impl Recorder {
     /// Writes an event; loses and counts it when the ring is full.
     pub fn record(&mut self, tick: Tick) {
-        self.lost += u64::from(self.ring.push(tick).is_err());
+        let written = self.ring.len() < CAPACITY && self.ring.push(tick).is_ok();
+        self.lost += u64::from(!written);
     }
 
     /// Events lost.

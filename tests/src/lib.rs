@@ -8,4 +8,5 @@ pub mod engines;
 pub mod interpreter;
 pub mod model;
 pub mod random;
+pub mod robot;
 pub mod trace;

@@ -1,0 +1,204 @@
+//! A robot on the bus for tests: it publishes observations as it is told, well or badly, and keeps what it receives.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use refrain_policies::config::PolicyConfig;
+use refrain_runtime::bus::attachment::{Attachment, Validity};
+use refrain_runtime::bus::{self, Bus, BusSection, Publisher, Subscription, cdr};
+use refrain_runtime::clock::{self, MILLISECOND, Nanos, Time, Wall};
+use refrain_runtime::config::{Robot, RobotConfig};
+use refrain_runtime::control::Mode;
+use refrain_runtime::daemon::Daemon;
+use refrain_runtime::engine::{Engine, EngineError};
+use refrain_runtime::policy::Policy;
+use refrain_runtime::report::Report;
+
+/// The robot's configuration: the example's, on a free port.
+const ROBOT: &str = include_str!("../../examples/pusht/robot.toml");
+const POLICY: &str = include_str!("../../policies/pusht-small/policy.toml");
+
+/// Longest that a test waits for something.
+pub const PATIENCE: Nanos = 20 * clock::SECOND;
+
+/// What an engine double does, changed while it runs.
+#[derive(Debug, Default)]
+pub struct Doing {
+    /// Milliseconds that a prediction takes.
+    pub delay_ms: AtomicU64,
+    /// Predictions fail.
+    pub fails: AtomicBool,
+    /// Predictions are NaN.
+    pub nan: AtomicBool,
+}
+
+/// An engine double: every action is the middle of the action's range.
+pub struct Double(pub Arc<Doing>);
+
+impl Engine for Double {
+    fn name(&self) -> String {
+        "double".into()
+    }
+
+    fn infer(&mut self, _: &[f32], _: &[f32], trajectory: &mut [f32]) -> Result<(), EngineError> {
+        let delay = self.0.delay_ms.load(Ordering::Relaxed) as i64 * MILLISECOND;
+        clock::sleep_until(clock::now() + delay);
+        if self.0.fails.load(Ordering::Relaxed) {
+            return Err(EngineError::Size { name: "observation", expected: 1, got: 0 });
+        }
+        trajectory.fill(if self.0.nan.load(Ordering::Relaxed) { f32::NAN } else { 0.0 });
+        Ok(())
+    }
+}
+
+/// A command as the robot got it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Received {
+    /// When it came.
+    pub at: Time,
+    /// What came with it.
+    pub attachment: Attachment,
+    /// Its numbers.
+    pub values: Vec<f64>,
+}
+
+/// A daemon and the robot that it runs, on a loopback port of their own.
+pub struct Rig {
+    /// The daemon.
+    pub daemon: Daemon,
+    /// What its engine does.
+    pub engine: Arc<Doing>,
+    /// The robot's end of the bus.
+    pub bus: Bus,
+    /// Its observations.
+    pub observations: Publisher,
+    /// The daemon's configuration.
+    pub robot: Robot,
+    received: Arc<Mutex<Vec<Received>>>,
+    sequence: i64,
+    _commands: Subscription,
+}
+
+/// The policy that rigs run: its shape is Push-T's.
+pub fn policy_config() -> PolicyConfig {
+    toml::from_str(POLICY).expect("the shipped policy's configuration")
+}
+
+/// The example's configuration on a free port.
+pub fn robot_config() -> RobotConfig {
+    let mut config = RobotConfig::parse(ROBOT).expect("the example");
+    config.bus.listen = vec![bus::free_endpoint().expect("a free port")];
+    config
+}
+
+impl Rig {
+    /// Starts both; `change` edits the configuration first.
+    pub fn start(change: impl FnOnce(&mut RobotConfig)) -> Self {
+        let mut config = robot_config();
+        change(&mut config);
+        let robot = config.resolve(&policy_config()).expect("a sound configuration");
+        let engine = Arc::new(Doing::default());
+        let policy = Policy::new(policy_config(), Box::new(Double(Arc::clone(&engine))));
+        let daemon = Daemon::start(&robot, policy).expect("a daemon");
+        let section = BusSection { connect: robot.bus.listen.clone(), ..BusSection::default() };
+        let bus = Bus::open(&section).expect("a session");
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let keep = Arc::clone(&received);
+        let topic = robot.command_topic.clone().expect("a topic");
+        let commands = bus
+            .subscribe(&topic, move |message| {
+                let mut values = vec![0.0; 2];
+                cdr::read_array(&message.payload, &mut values).expect("a readable command");
+                let attachment = message.attachment.expect("an attachment");
+                keep.lock().expect("the list").push(Received { at: clock::now(), attachment, values });
+            })
+            .expect("a subscription");
+        let observations = bus.publisher(&robot.topics[0].topic).expect("a publisher");
+        let deadline = clock::now() + PATIENCE;
+        while !observations.is_matched() {
+            assert!(clock::now() < deadline, "the daemon does not listen");
+            clock::sleep_until(clock::now() + MILLISECOND);
+        }
+        Self { daemon, engine, bus, observations, robot, received, sequence: 0, _commands: commands }
+    }
+
+    /// A good observation's numbers: the pusher stands at (100, 100).
+    pub fn numbers() -> [f64; 20] {
+        [100.0; 20]
+    }
+
+    /// Publishes numbers with a sequence number and a stamp that is `age` old.
+    pub fn publish(&mut self, values: &[f64], sequence: i64, age: Nanos) {
+        let mut payload = Vec::new();
+        cdr::write_array(&mut payload, values);
+        self.publish_bytes(&payload, sequence, clock::read().wall - age);
+    }
+
+    /// Publishes bytes.
+    pub fn publish_bytes(&mut self, payload: &[u8], sequence: i64, stamp: Wall) {
+        let publisher = self.observations.id();
+        let attachment = Attachment { sequence, source: stamp, publisher, validity: None };
+        self.observations.put_with(payload, &attachment).expect("a put");
+    }
+
+    /// Publishes a good observation and waits `period`.
+    pub fn observe(&mut self, period: Nanos) {
+        self.sequence += 1;
+        self.publish(&Self::numbers(), self.sequence, 0);
+        clock::sleep_until(clock::now() + period);
+    }
+
+    /// The sequence number of the last good observation.
+    pub fn sequence(&self) -> i64 {
+        self.sequence
+    }
+
+    /// Publishes good observations at 50 Hz until `done` says so, and returns how long it took.
+    pub fn observe_until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) -> Nanos {
+        let start = clock::now();
+        while !done(self) {
+            self.observe(20 * MILLISECOND);
+            assert!(clock::now() - start < PATIENCE, "never: {what}; {:#?}", self.daemon.report());
+        }
+        clock::now() - start
+    }
+
+    /// Waits without observations until `done` says so, and returns how long it took.
+    pub fn wait_until(&self, what: &str, mut done: impl FnMut(&Self) -> bool) -> Nanos {
+        let start = clock::now();
+        while !done(self) {
+            clock::sleep_until(clock::now() + MILLISECOND);
+            assert!(clock::now() - start < PATIENCE, "never: {what}; {:#?}", self.daemon.report());
+        }
+        clock::now() - start
+    }
+
+    /// The daemon's mode.
+    pub fn mode(&self) -> Mode {
+        self.daemon.signals().mode()
+    }
+
+    /// What the robot received so far.
+    pub fn received(&self) -> Vec<Received> {
+        self.received.lock().expect("the list").clone()
+    }
+
+    /// What came since `from`.
+    pub fn since(&self, from: Time) -> Vec<Received> {
+        self.received().into_iter().filter(|command| command.at >= from).collect()
+    }
+
+    /// Ends both.
+    pub fn end(self) -> (Report, Vec<Received>) {
+        let report = self.daemon.shutdown().expect("a clean end");
+        // What was sent last is still on its way.
+        clock::sleep_until(clock::now() + 50 * MILLISECOND);
+        let received = self.received.lock().expect("the list").clone();
+        (report, received)
+    }
+}
+
+/// Until when a command is valid.
+pub fn validity(command: &Received) -> Validity {
+    command.attachment.validity.expect("commands say their validity")
+}
