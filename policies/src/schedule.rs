@@ -212,6 +212,20 @@ impl Schedule {
         Self::aligned(architecture, steps, &at)
     }
 
+    /// All blocks update at `updates` steps from step 0 to the last, the denser the later: with equal distances in
+    /// `(steps left)^(1 / power)`. An error made late stays in the action; one made early is denoised away.
+    pub fn late_dense(
+        architecture: &Architecture,
+        steps: usize,
+        updates: usize,
+        power: f64,
+    ) -> Result<Self, ScheduleError> {
+        let (updates, last) = (updates.clamp(1, steps), (steps - 1) as f64);
+        let left = |i: usize| (1.0 - i as f64 / (updates - 1).max(1) as f64).powf(power);
+        let at: Vec<usize> = (0..updates).map(|i| (last * (1.0 - left(i))).round() as usize).collect();
+        Self::aligned(architecture, steps, &at)
+    }
+
     /// Denoising steps K.
     pub fn steps(&self) -> usize {
         self.steps

@@ -158,7 +158,15 @@ fn calibrate_writes_schedules_that_run() {
     std::fs::write(&table, r#"{"layer0.self_attention": [0, 200]}"#).unwrap();
     fails(&[&calibrate[..], &["--table", path(&table)]].concat(), &["layer0.self_attention", "200", "99"]);
     std::fs::write(&table, r#"{"layer0.self_attention": [0]}"#).unwrap();
-    fails(&[&calibrate[..], &["--table", path(&table)]].concat(), &["no row for block", "layer0.cross_attention"]);
+    fails(
+        &[&calibrate[..], &["--table", path(&table)]].concat(),
+        &["no row for block", "layer0.cross_attention"],
+    );
+    let said = succeeds(&[&calibrate[..], &["--late", "10"]].concat());
+    assert!(said.contains("120 of 1200"), "{said}");
+    let late = std::fs::read_to_string(package.join("schedules/ddpm100_late10.toml")).unwrap();
+    assert!(late.contains("[0, 21, 39, 55, 68, 79, 88, 94, 98, 99]"), "{late}");
+    fails(&[&calibrate[..], &["--late", "10", "--power", "nan"]].concat(), &["--power", "NaN"]);
     fails(&[&calibrate[..], &["--aligned", "1,2"]].concat(), &["step 0"]);
     fails(&[&calibrate[..], &["--updates", "3"]].concat(), &["--observations"]);
 }

@@ -224,7 +224,7 @@ pub struct Embed {
 /// `model = norm(input) matrix^T + bias`, then the sampler's step on the trajectory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Head {
-    /// `[T, D]`.
+    /// `[T, D]`; the stream ends here, so an engine may leave anything in it.
     pub input: View,
     /// The final LayerNorm.
     pub norm: LayerNorm,

@@ -34,6 +34,12 @@ pub(super) struct Args {
     /// All blocks update at this many evenly spaced steps.
     #[arg(long, value_name = "M", group = "how")]
     uniform: Option<usize>,
+    /// All blocks update at this many steps, the denser the later.
+    #[arg(long, value_name = "M", group = "how")]
+    late: Option<usize>,
+    /// How much denser: 1 is even, 2 is quadratic.
+    #[arg(long, default_value_t = 2.0, requires = "late")]
+    power: f64,
     /// All blocks update at these steps, such as 0,21,39.
     #[arg(long, value_name = "STEPS", group = "how", value_delimiter = ',')]
     aligned: Option<Vec<usize>>,
@@ -79,6 +85,14 @@ impl Args {
         } else if let Some(updates) = self.uniform {
             let method = Method::named("uniform").with("updates", i64::try_from(updates)?);
             (Schedule::uniform(a, steps, updates)?, method, format!("uniform{updates}"))
+        } else if let Some(updates) = self.late {
+            if !(self.power >= 1.0 && self.power.is_finite()) {
+                return Err(format!("--power: expected a number of at least 1, got {}", self.power).into());
+            }
+            let method = Method::named("late_dense")
+                .with("updates", i64::try_from(updates)?)
+                .with("power", self.power);
+            (Schedule::late_dense(a, steps, updates, self.power)?, method, format!("late{updates}"))
         } else if let Some(at) = &self.aligned {
             (Schedule::aligned(a, steps, at)?, Method::named("aligned"), format!("aligned{}", at.len()))
         } else {

@@ -1,1 +1,0 @@
-//! Simulations and clients to copy from.
