@@ -35,15 +35,6 @@ pub struct Chunk {
     pub actions: Vec<f64>,
 }
 
-/// What a chunk says at a time.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Said {
-    /// Be here; the first number is the action's index.
-    Target(usize, Joints),
-    /// Its last action is over.
-    Ended,
-}
-
 impl Chunk {
     /// No chunk yet, with room for `steps` actions of `joints` numbers.
     pub fn none(steps: usize, joints: usize, action_period: Nanos) -> Self {
@@ -71,11 +62,12 @@ impl Chunk {
         usize::try_from((now - self.observation).max(0) / self.action_period).unwrap_or(usize::MAX)
     }
 
-    /// What it says at `now`. Linear interpolation keeps the last action for its whole period.
-    pub fn at(&self, now: Time, interpolation: Interpolation) -> Said {
+    /// Where to be at `now`, and the action's index; `None` when its last action is over. Linear interpolation keeps the
+    /// last action for its whole period.
+    pub fn at(&self, now: Time, interpolation: Interpolation) -> Option<(usize, Joints)> {
         let index = self.index(now);
         if index >= self.steps {
-            return Said::Ended;
+            return None;
         }
         let row = |i: usize| &self.actions[i * self.joints..(i + 1) * self.joints];
         let mut target = [0.0; MAX_JOINTS];
@@ -87,7 +79,7 @@ impl Chunk {
                 *value += share * (next - *value);
             }
         }
-        Said::Target(index, target)
+        Some((index, target))
     }
 }
 
@@ -106,10 +98,8 @@ mod tests {
     }
 
     fn said(at: i64, interpolation: Interpolation) -> Option<(usize, f64, f64)> {
-        match chunk().at(Time::from_nanos(at), interpolation) {
-            Said::Target(index, target) => Some((index, target[0], target[1])),
-            Said::Ended => None,
-        }
+        let (index, target) = chunk().at(Time::from_nanos(at), interpolation)?;
+        Some((index, target[0], target[1]))
     }
 
     #[test]

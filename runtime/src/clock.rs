@@ -140,7 +140,7 @@ pub fn sleep_until(deadline: Time) {
 }
 
 fn nanos(timespec: Timespec) -> i64 {
-    timespec.tv_sec * SECOND + timespec.tv_nsec as i64
+    timespec.tv_sec * SECOND + timespec.tv_nsec
 }
 
 /// Periods that follow each other from deadline to deadline: waking late does not move the later ones.

@@ -31,7 +31,7 @@
 //! inputs at the same times give the same commands. A tick cannot fail, it can only change mode. In `Stopped` no
 //! command differs from the one before; a stop that comes in motion brakes in `Holding` first, within the limits.
 
-use crate::chunk::{Chunk, Interpolation, Said};
+use crate::chunk::{Chunk, Interpolation};
 use crate::clock::{Nanos, Time};
 use crate::safety::{Gate, GateCounts, Joints, Limits, MAX_JOINTS, Outside, Reason, Request, Verdict};
 
@@ -451,7 +451,7 @@ impl Control {
             self.hold(now, inputs);
             return (Mode::Holding, Outcome::ChunkLate, None);
         }
-        let Said::Target(action, target) = chunk.at(now, self.config.interpolation) else {
+        let Some((action, target)) = chunk.at(now, self.config.interpolation) else {
             self.hold(now, inputs);
             return (Mode::Holding, Outcome::ChunkEnded, None);
         };

@@ -128,7 +128,7 @@ pub fn run(
     policy: Policy,
     mut progress: impl FnMut(&Progress),
 ) -> Result<DemoReport, DemoError> {
-    if !(options.speed >= 1.0) {
+    if options.speed.is_nan() || options.speed < 1.0 {
         return Err(DemoError::Speed(options.speed));
     }
     let endpoint =

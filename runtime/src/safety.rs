@@ -219,8 +219,8 @@ impl Gate {
     pub fn pass(&mut self, now: Time, request: &Request<'_>) -> Verdict {
         match self.judge(now, request) {
             Ok(target) => {
-                for joint in 0..self.limits.len() {
-                    self.follow(joint, target[joint]);
+                for (joint, target) in target.iter().enumerate() {
+                    self.follow(joint, *target);
                 }
                 Verdict::Followed
             }

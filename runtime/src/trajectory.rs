@@ -5,7 +5,7 @@
 //! control loop's own gate is not touched.
 
 use crate::bus::cdr::Point;
-use crate::chunk::{Chunk, Interpolation, Said};
+use crate::chunk::{Chunk, Interpolation};
 use crate::clock::{Nanos, Time};
 use crate::control::{Command, ControlConfig};
 use crate::safety::{Gate, Request};
@@ -35,7 +35,7 @@ impl Lookahead {
             let time = chunk.observation + step as i64 * chunk.action_period;
             while now + self.period <= time {
                 now = now + self.period;
-                let Said::Target(_, target) = chunk.at(now, Interpolation::Linear) else { break };
+                let Some((_, target)) = chunk.at(now, Interpolation::Linear) else { break };
                 let target = Some(&target[..chunk.joints]);
                 gate.pass(now, &Request { target, observation: now, chunk: now });
             }

@@ -85,7 +85,7 @@ impl RobotConfig {
         let rate = self.control.rate_hz;
         expect((10.0..=1000.0).contains(&rate), format!("control.rate_hz: expected 10 to 1000, got {rate}"));
         expect(
-            !(rate < policy.rate_hz),
+            rate >= policy.rate_hz || rate.is_nan(),
             format!("control.rate_hz: {rate} is below the policy's rate of {} Hz", policy.rate_hz),
         );
         if let Some(priority) = self.control.priority {
