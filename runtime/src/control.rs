@@ -367,7 +367,7 @@ impl Control {
             // Whoever reset may have moved the robot: start again from where it is, with what is seen from now on.
             self.engaged = false;
             self.chunk = 0;
-            self.resume_after = now;
+            self.resume_after = now + 1;
             self.mode = Mode::Warmup;
             self.counts.mode_changes += 1;
         } else if reset {

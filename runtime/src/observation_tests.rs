@@ -72,6 +72,17 @@ fn a_wall_clock_that_steps_back_is_seen() {
 }
 
 #[test]
+fn a_wall_clock_that_steps_forward_is_seen() {
+    let mut intake = Intake::new(config(1));
+    intake.accept(0, &origin(1, 100), &[1.0, 2.0], at(100)).unwrap();
+    // Made before the step, arrived after it: by its stamp it is newer, by its age it is older than the last.
+    let stepped = Reading { wall: at(300).wall, ..at(200) };
+    assert_eq!(intake.accept(0, &origin(2, 190), &[1.0, 2.0], stepped), Err(Refusal::OutOfOrder));
+    let later = Reading { wall: at(310).wall, ..at(210) };
+    assert_eq!(intake.accept(0, &origin(3, 309), &[1.0, 2.0], later), Ok(true));
+}
+
+#[test]
 fn places_and_measured_joints_are_mapped() {
     let mut intake = Intake::new(config(1));
     intake.accept(0, &origin(1, 0), &[1.0, 2.0], at(3)).unwrap();
@@ -112,6 +123,10 @@ fn after_a_gap_the_past_is_not_looked_at() {
     intake.accept(0, &origin(1, 0), &[1.0, 0.0], at(0)).unwrap();
     intake.accept(0, &origin(2, 900), &[9.0, 0.0], at(900)).unwrap();
     assert_eq!(first(&intake, 2), [9.0, 9.0]);
+    let mut intake = Intake::new(config(3));
+    intake.accept(0, &origin(1, 0), &[1.0, 0.0], at(0)).unwrap();
+    intake.accept(0, &origin(2, 310), &[3.0, 0.0], at(310)).unwrap();
+    assert_eq!(first(&intake, 3), [3.0, 3.0, 3.0], "110 ms back is more than a period");
 }
 
 #[test]
