@@ -5,10 +5,10 @@ use refrain_policies::schedule_file::{ScheduleFile, ScheduleFileError};
 
 const POLICY: &str = include_str!("../../policies/pusht-small/policy.toml");
 const WEIGHTS: &[u8] = include_bytes!("../../policies/pusht-small/weights.safetensors");
-const SCHEDULE: &str = include_str!("../../policies/pusht-small/schedules/ddpm100_late10.toml");
+const SCHEDULE: &str = include_str!("../../policies/pusht-small/schedules/ddpm100_late20.toml");
 
 /// Name of the built-in schedule, the package's default.
-pub const SCHEDULE_NAME: &str = "ddpm100_late10";
+pub const SCHEDULE_NAME: &str = "ddpm100_late20";
 
 /// The small Push-T policy.
 pub fn package() -> Result<Package, PackageError> {

@@ -23,7 +23,7 @@ pub(super) struct Args {
     #[command(flatten)]
     engine: EngineArgs,
     /// Seed of the start state and of the noise.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 29)]
     seed: u64,
     /// Times real time, at least 1; `inf` goes as fast as it can.
     #[arg(long, default_value_t = 1.0)]
