@@ -55,8 +55,8 @@ impl Table {
                 row.name, row.worst, row.tolerance, row.compared
             );
         }
-        let bad = |row: &&Row| !(row.worst <= row.tolerance);
-        let failed: Vec<&Row> = self.rows.iter().filter(bad).collect();
+        let within = |row: &Row| row.worst <= row.tolerance; // false for NaN
+        let failed: Vec<&Row> = self.rows.iter().filter(|row| !within(row)).collect();
         assert!(failed.is_empty(), "{title}: {failed:#?}");
     }
 }
