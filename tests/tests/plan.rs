@@ -12,8 +12,8 @@ use refrain_tests::interpreter::Interpreter;
 use refrain_tests::model::{Denoised, Model, Rows};
 use refrain_tests::random::{self, Random};
 
-/// Largest difference of two f64 computations of the same thing, relative to the larger of 1 and the value: measured up
-/// to 1e-11 where a sampler step that is not clipped divides by a small signal.
+/// Largest difference of two f64 computations of the same thing, relative to the larger of 1 and the value; a sampler
+/// step that is not clipped divides by a small signal.
 const TOLERANCE: f64 = 1e-8;
 
 fn worst(got: &[f64], expected: &Rows) -> f64 {
