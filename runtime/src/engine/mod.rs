@@ -3,6 +3,7 @@
 //! One inference is: observation and noise in, trajectory out, the same operations in the same order every time.
 
 pub mod cpu;
+pub mod gpu;
 
 use refrain_policies::plan::Plan;
 
@@ -50,6 +51,38 @@ pub enum EngineError {
     /// The system refused a thread.
     #[error("cannot start a CPU engine thread: {0}; lower engine threads or raise the process limit")]
     Thread(std::io::Error),
+    /// No GPU answers.
+    #[error(
+        "no GPU adapter: {0}; install the GPU's Vulkan driver (mesa-vulkan-drivers for Intel, AMD and Raspberry Pi, the vendor's for NVIDIA), or run on the CPU"
+    )]
+    NoAdapter(String),
+    /// An adapter refused to be opened.
+    #[error("adapter {adapter} refuses: {reason}; update its driver, or run on the CPU")]
+    Device {
+        /// The adapter's name.
+        adapter: String,
+        /// What the driver said.
+        reason: String,
+    },
+    /// The policy does not fit the adapter.
+    #[error("{what} needs {bytes}, the GPU takes at most {limit}; use f16 weights or run on the CPU")]
+    TooLarge {
+        /// What is too large.
+        what: &'static str,
+        /// Bytes, or workgroups of a dispatch.
+        bytes: usize,
+        /// The adapter's limit.
+        limit: usize,
+    },
+    /// The GPU's memory is full.
+    #[error("the GPU is out of memory: {0}; close other programs on it, or run on the CPU")]
+    OutOfMemory(String),
+    /// The GPU went away or hangs; a new engine is needed.
+    #[error("the GPU was lost: {0}; make a new engine, or run on the CPU")]
+    Lost(String),
+    /// The driver refused a kernel or a command.
+    #[error("the GPU driver refused: {0}; please report this with the output of `refrain doctor`")]
+    Gpu(String),
 }
 
 fn check_sizes(

@@ -30,6 +30,7 @@ use team::Team;
 pub use floor::Floor;
 pub use lanes::Isa;
 pub use program::Program;
+pub(super) use tokens::sinusoid;
 pub use weights::CpuWeights;
 
 /// Runs one plan on this processor.

@@ -267,7 +267,7 @@ unsafe fn quiet_rows<L: Lanes>(
 
 /// Sinusoidal embedding of a timestep plus a table row, `[D]`: sines in the first half, cosines in the second, with
 /// frequencies `10000^(-i / (D/2 - 1))` (real-stanford's `SinusoidalPosEmb`).
-pub(super) fn sinusoid(timestep: usize, table: &[f32]) -> Vec<f32> {
+pub(in crate::engine) fn sinusoid(timestep: usize, table: &[f32]) -> Vec<f32> {
     let half = table.len() / 2;
     let rate = -(10_000f64.ln() / (half as f64 - 1.0)) as f32;
     let angle = |i: usize| timestep as f32 * (i as f32 * rate).exp();

@@ -1,0 +1,520 @@
+//! A plan resolved for the GPU: operations joined to dispatches, places checked, parameters laid out.
+//!
+//! What is joined: a sum of cached outputs that follows a product into the product; start, head, quiet steps and
+//! embedding that follow each other into one dispatch. Joining never changes what is computed, only the number of
+//! dispatches. No device is needed here, so that tests can count.
+
+use std::collections::HashMap;
+
+use refrain_policies::plan::{self, Activation, MatrixId, Op, Plan, VectorId, View};
+
+use super::kernels::{Kernel, LINEAR_ROWS, THREADS};
+use super::params::{self, NONE, SEGMENTS, Table};
+use super::weights::Weights;
+use crate::engine::EngineError;
+
+/// One dispatch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Dispatch {
+    pub(super) kernel: Kernel,
+    /// Which buffer of matrices it reads.
+    pub(super) shard: usize,
+    /// Offset in the table of parameters, bytes.
+    pub(super) params: u32,
+    pub(super) groups: [u32; 2],
+}
+
+/// What an engine encodes.
+pub(super) struct Program {
+    /// Numbers written at load, and where.
+    pub(super) constants: Vec<(usize, Vec<f32>)>,
+    /// Once, at load.
+    pub(super) load: Vec<Dispatch>,
+    /// For every inference.
+    pub(super) infer: Vec<Dispatch>,
+    /// Parameters of all dispatches.
+    pub(super) table: Table,
+    /// Numbers in the arena, the upload included.
+    pub(super) arena: usize,
+    /// Where the upload starts: the noise, then the observation.
+    pub(super) upload_at: usize,
+    /// Numbers of the upload.
+    pub(super) upload: usize,
+    /// Where the trajectory lies.
+    pub(super) trajectory: Place,
+}
+
+/// A view resolved to the arena, checked to lie inside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) at: usize,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) stride: usize,
+}
+
+impl Place {
+    fn end(&self) -> usize {
+        self.at + self.rows.saturating_sub(1) * self.stride + self.cols
+    }
+
+    /// Whether a workgroup that writes its row of one may disturb another that reads its row of the other.
+    fn disturbs(&self, other: &Self) -> bool {
+        let same = self.at == other.at && self.stride == other.stride && self.cols <= self.stride;
+        self.overlaps(other) && !same
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.at < other.end() && other.at < self.end()
+    }
+}
+
+impl Program {
+    /// Resolves a plan; `weights` collects what the dispatches read.
+    pub(super) fn new(
+        plan: &Plan,
+        weights: &mut Weights<'_>,
+        alignment: usize,
+    ) -> Result<Self, EngineError> {
+        let mut lower = Lower::new(plan, weights, alignment);
+        let load = lower.list(&plan.load)?;
+        let mut infer = lower.list(&plan.observe)?;
+        infer.extend(lower.list(&plan.denoise)?);
+        Ok(Self {
+            load,
+            infer,
+            arena: lower.upload_at + lower.upload,
+            upload_at: lower.upload_at,
+            upload: lower.upload,
+            trajectory: lower.place(&plan.trajectory),
+            constants: lower.constants,
+            table: lower.table,
+        })
+    }
+}
+
+struct Lower<'a, 'b> {
+    plan: &'a Plan,
+    weights: &'a mut Weights<'b>,
+    table: Table,
+    constants: Vec<(usize, Vec<f32>)>,
+    upload_at: usize,
+    upload: usize,
+    samplers: Option<u32>,
+    embeds: HashMap<(MatrixId, VectorId, VectorId), (u32, u32)>,
+    heads: HashMap<(MatrixId, VectorId, VectorId), (u32, u32)>,
+}
+
+/// Neighbouring operations on single tokens, in the order in which `tokens.wgsl` does them.
+#[derive(Default)]
+struct Chain<'a> {
+    start: Option<(View, Option<View>)>,
+    head: Option<&'a plan::Head>,
+    quiet: Option<&'a plan::Quiet>,
+    embed: Option<&'a plan::Embed>,
+}
+
+impl<'a, 'b> Lower<'a, 'b> {
+    fn new(plan: &'a Plan, weights: &'a mut Weights<'b>, alignment: usize) -> Self {
+        // The observation moves next to the noise, so that one copy brings both.
+        let upload_at = plan.arena.next_multiple_of(4);
+        let upload = plan.noise_len() + plan.observation.len();
+        Self {
+            plan,
+            weights,
+            table: Table::new(alignment),
+            constants: Vec::new(),
+            upload_at,
+            upload,
+            samplers: None,
+            embeds: HashMap::new(),
+            heads: HashMap::new(),
+        }
+    }
+
+    /// Panics when the plan placed a view outside its arena, which would be a bug of the plan.
+    fn place(&self, view: &View) -> Place {
+        let buffer = &self.plan.buffers[view.buffer.0];
+        let (at, limit) = if view.buffer == self.plan.observation.buffer {
+            (self.upload_at + self.plan.noise_len() + view.at, self.upload_at + self.upload)
+        } else {
+            (self.plan.offset(view), (buffer.at + buffer.len).min(self.plan.arena))
+        };
+        let place = Place { at, rows: view.rows, cols: view.cols, stride: view.stride };
+        assert!(place.cols <= place.stride && place.end() <= limit, "view {view:?} outside its buffer");
+        place
+    }
+
+    fn list(&mut self, ops: &'a [Op]) -> Result<Vec<Dispatch>, EngineError> {
+        let ops = self.reordered(ops);
+        let mut out = Vec::new();
+        let mut i = 0;
+        while i < ops.len() {
+            let (dispatch, used) = match ops[i] {
+                Op::Timesteps { timesteps, table, output } => {
+                    self.timesteps(timesteps, *table, output)?;
+                    (None, 1)
+                }
+                Op::Linear(l) => {
+                    let sum = ops.get(i + 1).and_then(|op| self.follows(l, op));
+                    (Some(self.linear(l, sum)?), 1 + usize::from(sum.is_some()))
+                }
+                Op::Attention(a) => (Some(self.attention(a)), 1),
+                Op::Combine(c) => (Some(self.combine(c)), 1),
+                Op::Start { .. } | Op::Embed(_) | Op::Head(_) | Op::Quiet(_) => {
+                    let (chain, used) = self.chain(&ops[i..]);
+                    (Some(self.tokens(&chain)?), used)
+                }
+            };
+            out.extend(dispatch);
+            i += used;
+        }
+        Ok(out)
+    }
+
+    /// Moves sums in front of operations on single tokens that they have nothing to do with, so that these meet.
+    fn reordered(&self, ops: &'a [Op]) -> Vec<&'a Op> {
+        let mut ops: Vec<&Op> = ops.iter().collect();
+        for i in 1..ops.len() {
+            if let Op::Combine(c) = ops[i]
+                && !c.accumulate
+                && self.independent(c, ops[i - 1])
+            {
+                ops.swap(i - 1, i);
+            }
+        }
+        ops
+    }
+
+    fn independent(&self, c: &plan::Combine, before: &Op) -> bool {
+        let (reads, writes): (Vec<View>, Vec<View>) = match before {
+            Op::Head(h) => (
+                [h.input, h.trajectory].into_iter().chain(h.impose).collect(),
+                std::iter::once(h.trajectory).chain(h.model).collect(),
+            ),
+            Op::Start { trajectory, impose } => (impose.iter().copied().collect(), vec![*trajectory]),
+            _ => return false,
+        };
+        let output = self.place(&c.output);
+        let apart = |v: &View| !self.place(v).overlaps(&output);
+        reads.iter().chain(&writes).all(apart)
+            && c.terms.iter().all(|(_, t)| writes.iter().all(|w| !self.place(w).overlaps(&self.place(t))))
+    }
+
+    /// The sum that can be added where a product is added to the stream.
+    fn follows(&self, l: &plan::Linear, next: &'a Op) -> Option<&'a plan::Combine> {
+        let (Op::Combine(c), Some(residual)) = (next, l.residual) else { return None };
+        let written: Vec<Place> = [l.output, l.residual].iter().flatten().map(|v| self.place(v)).collect();
+        let apart = |t: &View| written.iter().all(|w| !w.overlaps(&self.place(t)));
+        (c.accumulate && c.output == residual && c.terms.iter().all(|(_, t)| apart(t))).then_some(c)
+    }
+
+    /// As many operations as one dispatch of `tokens` takes.
+    fn chain(&self, ops: &[&'a Op]) -> (Chain<'a>, usize) {
+        let mut chain = Chain::default();
+        for (used, op) in ops.iter().enumerate() {
+            let later = chain.head.is_some() || chain.quiet.is_some();
+            let fits = match *op {
+                Op::Start { trajectory, impose } if used == 0 => {
+                    chain.start = Some((*trajectory, *impose));
+                    true
+                }
+                Op::Head(h) if !later && chain.embed.is_none() => {
+                    chain.head = Some(h);
+                    true
+                }
+                Op::Quiet(q) if chain.quiet.is_none() && chain.embed.is_none() && alike(chain.head, &q.head) => {
+                    chain.quiet = Some(q);
+                    true
+                }
+                Op::Embed(e) if chain.embed.is_none() && self.keeps_apart(&chain, e) => {
+                    chain.embed = Some(e);
+                    true
+                }
+                _ => false,
+            };
+            if !fits {
+                return (chain, used);
+            }
+        }
+        (chain, ops.len())
+    }
+
+    /// Whether embedding may follow in the same dispatch: it must not write where another token is still read.
+    fn keeps_apart(&self, chain: &Chain<'_>, e: &plan::Embed) -> bool {
+        let output = self.place(&e.output);
+        let quiet = chain.quiet;
+        let read = [
+            chain.head.map(|h| h.input),
+            chain.head.and_then(|h| h.model),
+            quiet.and_then(|q| q.embed.sum),
+            e.sum,
+            Some(e.trajectory),
+        ];
+        let same_embedding = quiet
+            .is_none_or(|q| (q.embed.matrix, q.embed.bias, q.embed.table) == (e.matrix, e.bias, e.table));
+        same_embedding && read.iter().flatten().all(|v| !output.disturbs(&self.place(v)))
+    }
+
+    fn timesteps(&mut self, timesteps: &[usize], table: VectorId, output: &View) -> Result<(), EngineError> {
+        let v = &self.plan.vectors[table.0];
+        let table = self.weights.values(&v.tensor, v.first, v.len)?;
+        let place = self.place(output);
+        assert!(timesteps.len() <= place.rows && table.len() == place.cols);
+        for (row, &t) in timesteps.iter().enumerate() {
+            self.constants
+                .push((place.at + row * place.stride, crate::engine::cpu::sinusoid(t, &table)));
+        }
+        Ok(())
+    }
+
+    fn vector(&mut self, id: VectorId) -> Result<u32, EngineError> {
+        self.weights.vector(&self.plan.vectors[id.0])
+    }
+
+    fn terms(&mut self, terms: &[(f32, View)]) -> (u32, u32) {
+        let bits: Vec<u32> = terms
+            .iter()
+            .flat_map(|(weight, view)| {
+                let place = self.place(view);
+                [place.at as u32, place.stride as u32, weight.to_bits()]
+            })
+            .collect();
+        (self.weights.append_bits(bits), terms.len() as u32)
+    }
+
+    fn linear(&mut self, l: &plan::Linear, sum: Option<&plan::Combine>) -> Result<Dispatch, EngineError> {
+        let matrix = &self.plan.matrices[l.matrix.0];
+        let packed = self.weights.matrix(matrix)?;
+        let input = self.place(&l.input);
+        assert_eq!(input.cols, matrix.cols, "product with another depth");
+        let (gain_at, norm_bias_at) = match &l.norm {
+            Some(norm) => (self.vector(norm.gain)?, self.vector(norm.bias)?),
+            None => (NONE, NONE),
+        };
+        let (output_at, output_stride) = self.optional(l.output.as_ref());
+        let (residual_at, residual_stride) = self.optional(l.residual.as_ref());
+        let (terms_at, terms) = sum.map_or((0, 0), |c| self.terms(&c.terms));
+        let params = params::Linear {
+            input_at: input.at as u32,
+            input_stride: input.stride as u32,
+            rows: input.rows as u32,
+            depth: input.cols as u32,
+            columns: matrix.rows as u32,
+            matrix_at: packed.at as u32,
+            eights: packed.eights as u32,
+            bias_at: self.vector(l.bias)?,
+            gain_at,
+            norm_bias_at,
+            table_at: l.table.map(|t| self.vector(t)).transpose()?.unwrap_or(NONE),
+            output_at,
+            output_stride,
+            residual_at,
+            residual_stride,
+            terms_at,
+            terms,
+        };
+        Ok(Dispatch {
+            kernel: Kernel::Linear {
+                cols: packed.cols,
+                half: packed.half,
+                norm: l.norm.is_some(),
+                activation: match l.activation {
+                    Activation::None => 0,
+                    Activation::Gelu => 1,
+                    Activation::Mish => 2,
+                },
+            },
+            shard: packed.shard,
+            params: self.table.add(&params),
+            groups: [
+                matrix.rows.div_ceil(packed.cols) as u32,
+                input.rows.div_ceil(LINEAR_ROWS) as u32,
+            ],
+        })
+    }
+
+    /// Place and stride, or NONE.
+    fn optional(&self, view: Option<&View>) -> (u32, u32) {
+        view.map_or((NONE, 0), |v| {
+            let place = self.place(v);
+            (place.at as u32, place.stride as u32)
+        })
+    }
+
+    fn attention(&mut self, a: &plan::Attention) -> Dispatch {
+        assert!((1..=SEGMENTS).contains(&a.segments.len()), "attention over {} segments", a.segments.len());
+        let (query, output) = (self.place(&a.query), self.place(&a.output));
+        let heads = self.plan.shape.heads;
+        let mut places = [[0; 4]; SEGMENTS];
+        let mut lengths = [0; SEGMENTS];
+        for (i, segment) in a.segments.iter().enumerate() {
+            let (keys, values) = (self.place(&segment.keys), self.place(&segment.values));
+            places[i] = [keys.at as u32, keys.stride as u32, values.at as u32, values.stride as u32];
+            lengths[i] = keys.rows as u32;
+        }
+        let keys: u32 = lengths.iter().sum();
+        let params = params::Attention {
+            query_at: query.at as u32,
+            query_stride: query.stride as u32,
+            output_at: output.at as u32,
+            output_stride: output.stride as u32,
+            depth: (query.cols / heads) as u32,
+            keys,
+            ahead: a.ahead.map_or(NONE, |ahead| ahead as u32),
+            segments: a.segments.len() as u32,
+            places,
+            lengths,
+        };
+        Dispatch {
+            kernel: Kernel::Attention { keys: (keys as usize).next_power_of_two().max(16) },
+            shard: 0,
+            params: self.table.add(&params),
+            groups: [query.rows as u32, heads as u32],
+        }
+    }
+
+    fn combine(&mut self, c: &plan::Combine) -> Dispatch {
+        let output = self.place(&c.output);
+        let (terms_at, terms) = self.terms(&c.terms);
+        let params = params::Combine {
+            output_at: output.at as u32,
+            output_stride: output.stride as u32,
+            rows: output.rows as u32,
+            columns: output.cols as u32,
+            terms_at,
+            terms,
+            accumulate: u32::from(c.accumulate),
+        };
+        let groups = [(output.rows * output.cols).div_ceil(THREADS) as u32, 1];
+        Dispatch { kernel: Kernel::Combine, shard: 0, params: self.table.add(&params), groups }
+    }
+
+    /// Coefficients of all denoising steps, eight numbers each.
+    fn samplers(&mut self) -> u32 {
+        if let Some(at) = self.samplers {
+            return at;
+        }
+        let mut table = vec![0.0; 8 * self.plan.shape.steps];
+        let mut set = |step: usize, s: &refrain_policies::sampler::SamplerStep| {
+            // An infinite bound would need infinite literals in some shading languages.
+            let clip = s.clip.min(f32::MAX);
+            let row = [
+                s.x0_from_x, s.x0_from_model, clip, s.from_x0, s.from_x, s.from_model, s.from_noise, 0.0,
+            ];
+            table[8 * step..8 * step + 8].copy_from_slice(&row);
+        };
+        for op in &self.plan.denoise {
+            match op {
+                Op::Head(h) => set(h.step, &h.sampler),
+                Op::Quiet(q) => q.samplers.iter().enumerate().for_each(|(i, s)| set(q.head.step + i, s)),
+                _ => {}
+            }
+        }
+        *self.samplers.insert(self.weights.append(&table))
+    }
+
+    /// Embedding transposed `[N, D]`, and positions with bias `[T, D]`.
+    fn embedding(&mut self, e: &plan::Embed) -> Result<(u32, u32), EngineError> {
+        let key = (e.matrix, e.bias, e.table);
+        if let Some(&found) = self.embeds.get(&key) {
+            return Ok(found);
+        }
+        let m = &self.plan.matrices[e.matrix.0];
+        let flat = self.weights.flat(m)?;
+        let transposed: Vec<f32> =
+            (0..m.rows * m.cols).map(|i| flat[i % m.rows * m.cols + i / m.rows]).collect();
+        let (bias, table) = (&self.plan.vectors[e.bias.0], &self.plan.vectors[e.table.0]);
+        let bias = self.weights.values(&bias.tensor, bias.first, bias.len)?;
+        let mut table = self.weights.values(&table.tensor, table.first, table.len)?;
+        table.iter_mut().enumerate().for_each(|(i, v)| *v += bias[i % bias.len()]);
+        let made = (self.weights.append(&transposed), self.weights.append(&table));
+        self.embeds.insert(key, made);
+        Ok(made)
+    }
+
+    /// Gain times matrix `[N, D]`, and per number the two sums that stand for mean and bias `[N, 2]`.
+    fn head(&mut self, h: &plan::Head) -> Result<(u32, u32), EngineError> {
+        let key = (h.matrix, h.norm.gain, h.bias);
+        if let Some(&found) = self.heads.get(&key) {
+            return Ok(found);
+        }
+        let m = &self.plan.matrices[h.matrix.0];
+        let mut flat = self.weights.flat(m)?;
+        let vector = |id: VectorId| {
+            let v = &self.plan.vectors[id.0];
+            self.weights.values(&v.tensor, v.first, v.len)
+        };
+        let (gain, bias, offset) = (vector(h.norm.gain)?, vector(h.norm.bias)?, vector(h.bias)?);
+        let mut sums = Vec::with_capacity(2 * m.rows);
+        for (row, offset) in flat.chunks_mut(m.cols).zip(offset) {
+            let shift: f64 = row.iter().zip(&bias).map(|(w, b)| f64::from(*w) * f64::from(*b)).sum();
+            row.iter_mut().zip(&gain).for_each(|(w, g)| *w *= g);
+            let mass: f64 = row.iter().map(|w| f64::from(*w)).sum();
+            sums.extend([mass as f32, (shift + f64::from(offset)) as f32]);
+        }
+        let made = (self.weights.append(&flat), self.weights.append(&sums));
+        self.heads.insert(key, made);
+        Ok(made)
+    }
+
+    fn tokens(&mut self, chain: &Chain<'_>) -> Result<Dispatch, EngineError> {
+        let shape = self.plan.shape;
+        let head = chain.head.or(chain.quiet.map(|q| &q.head));
+        let embed = chain.embed.or(chain.quiet.map(|q| &q.embed));
+        let trajectory = self.place(&self.plan.trajectory);
+        let (embed_at, table_at) = embed.map(|e| self.embedding(e)).transpose()?.unwrap_or((NONE, NONE));
+        let (head_at, offset_at) = head.map(|h| self.head(h)).transpose()?.unwrap_or((NONE, NONE));
+        let impose = chain.start.and_then(|s| s.1).or(head.and_then(|h| h.impose)).map(|v| self.place(&v));
+        let step = head.map_or(0, |h| h.step);
+        let (input_at, input_stride) = self.optional(chain.head.map(|h| &h.input));
+        let (model_at, model_stride) = self.optional(chain.head.and_then(|h| h.model.as_ref()));
+        let (quiet_sum_at, quiet_sum_stride) =
+            self.optional(chain.quiet.and_then(|q| q.embed.sum.as_ref()));
+        let (output_at, output_stride) = self.optional(chain.embed.map(|e| &e.output));
+        let (sum_at, sum_stride) = self.optional(chain.embed.and_then(|e| e.sum.as_ref()));
+        let params = params::Tokens {
+            trajectory_at: trajectory.at as u32,
+            trajectory_stride: trajectory.stride as u32,
+            noise_at: self.upload_at as u32,
+            tokens: shape.tokens as u32,
+            width: shape.width as u32,
+            start: u32::from(chain.start.is_some()),
+            input_at,
+            input_stride,
+            quiet: chain.quiet.map_or(0, |q| q.samplers.len() as u32),
+            quiet_sum_at,
+            quiet_sum_stride,
+            output_at,
+            output_stride,
+            sum_at,
+            sum_stride,
+            embed_at,
+            table_at,
+            head_at,
+            offset_at,
+            sampler_at: if head.is_some() { self.samplers() + 8 * step as u32 } else { NONE },
+            step: step as u32,
+            impose_at: impose.map_or(NONE, |p| p.at as u32),
+            impose_stride: impose.map_or(0, |p| p.stride as u32),
+            impose_rows: impose.map_or(0, |p| p.rows as u32),
+            impose_columns: impose.map_or(0, |p| p.cols as u32),
+            impose_first: shape.actions as u32,
+            model_at,
+            model_stride,
+        };
+        Ok(Dispatch {
+            kernel: Kernel::Tokens { numbers: shape.denoised, width: shape.width },
+            shard: 0,
+            params: self.table.add(&params),
+            groups: [shape.tokens as u32, 1],
+        })
+    }
+}
+
+/// Whether a quiet run continues a head's steps with the same weights.
+fn alike(head: Option<&plan::Head>, next: &plan::Head) -> bool {
+    head.is_none_or(|h| {
+        (h.matrix, h.bias, h.norm) == (next.matrix, next.bias, next.norm) && h.step + 1 == next.step
+    })
+}

@@ -1,0 +1,28 @@
+// What every kernel sees: three storage buffers, and one slice of the table of parameters.
+//
+// A kernel's module is this file, one of `sum_shared.wgsl` and `sum_subgroup.wgsl`, and the kernel's own file.
+// Letters: T tokens, D width, H heads, N denoised numbers, R rows, I inputs, C outputs, S keys.
+
+/// An absent place.
+const NONE: u32 = 0xffffffffu;
+
+/// Every buffer of the plan as the plan placed it, then the upload: noise `[K + 1, T, N]` and observation `[To, O]`.
+@group(0) @binding(0) var<storage, read_write> arena: array<f32>;
+/// Weights of products, packed by `gpu/weights.rs` in the order in which `linear` reads them.
+@group(0) @binding(1) var<storage, read> matrices: array<vec4<u32>>;
+/// Bits of f32 vectors (biases, gains, tables, sampler coefficients), and u32 tables of terms.
+@group(0) @binding(2) var<storage, read> vectors: array<u32>;
+
+fn number(at: u32) -> f32 {
+    return bitcast<f32>(vectors[at]);
+}
+
+/// One element of a weighted sum of views; a term is (offset, stride, weight).
+fn weighted(terms_at: u32, terms: u32, row: u32, column: u32) -> f32 {
+    var sum = 0.0;
+    for (var t = 0u; t < terms; t++) {
+        let term = terms_at + 3u * t;
+        sum += number(term + 2u) * arena[vectors[term] + row * vectors[term + 1u] + column];
+    }
+    return sum;
+}

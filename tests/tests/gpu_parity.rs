@@ -1,0 +1,256 @@
+//! The GPU engine against the CPU engine: every member of the policy family, plans of every kind, both precisions.
+//!
+//! Runs on whatever adapter is present, a processor in disguise included (Mesa's lavapipe in CI); with none it says
+//! so and passes. Arenas are poisoned with NaN first, so that an element that nobody wrote fails.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use refrain_policies::import::{self, Options as Import};
+use refrain_policies::package::{Dtype, Package};
+use refrain_policies::plan::{Op, Plan};
+use refrain_policies::sampler::SamplerKind;
+use refrain_policies::schedule::{self, Cell, Schedule};
+use refrain_runtime::engine::cpu::CpuEngine;
+use refrain_runtime::engine::gpu::{GpuEngine, Options, Wait};
+use refrain_runtime::engine::{Engine, EngineError};
+
+/// Tolerances of the denoised trajectory, normalised units.
+const WITHIN_F32: f32 = 2e-4;
+const WITHIN_F16: f32 = 2e-2;
+
+const FAMILY: &[&str] = &[
+    "mlp_causal",
+    "mlp_bidirectional",
+    "cond_layers_causal",
+    "inpaint_causal",
+    "inpaint_cond_layers",
+    "encoder_only",
+    "encoder_only_causal",
+    "action_steps_only",
+    "action_steps_only_causal",
+    "odd_sizes",
+    "ddim_stochastic",
+    "ddim_zero_snr",
+    "storages",
+];
+
+/// Small numbers that look random; the same on every machine.
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.bits() % n as u64) as usize
+    }
+
+    /// Roughly normal.
+    fn number(&mut self) -> f32 {
+        let sum: f32 = (0..4).map(|_| (self.bits() >> 40) as f32 / (1u64 << 24) as f32 - 0.5).sum();
+        sum * 1.7
+    }
+
+    fn numbers(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.number()).collect()
+    }
+}
+
+fn fixture(name: &str, dtype: Dtype) -> Package {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("fixtures/{name}.ckpt"));
+    let options = Import { rate_hz: Some(10.0), dtype, ..Import::default() };
+    import::checkpoint(&path, &options).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+fn options() -> Options {
+    Options { software: true, poison: true, ..Options::default() }
+}
+
+/// Whether an adapter is present; says so loudly if not.
+fn present() -> bool {
+    let found = !GpuEngine::adapters().is_empty();
+    if !found {
+        eprintln!("SKIPPED: no GPU adapter, nothing was compared; install mesa-vulkan-drivers");
+    }
+    found
+}
+
+/// Blocks that update at random; reused outputs are repeated or forecast.
+fn random_schedule(package: &Package, random: &mut Random, forecast: bool) -> Schedule {
+    let (a, steps) = (&package.config.architecture, package.config.sampler.inference_steps);
+    let rows = schedule::blocks(a).into_iter().map(|block| {
+        let mut cached = 0;
+        let mut cells = Vec::with_capacity(steps);
+        for _ in 0..steps {
+            if cached == 0 || random.below(4) == 0 {
+                cached += 1;
+                cells.push(Cell::Update);
+            } else if forecast && cached > 1 && random.below(2) == 0 {
+                cells.push(Cell::Reuse(vec![1.5, -0.5]));
+            } else {
+                cells.push(Cell::Reuse(vec![1.0]));
+            }
+        }
+        (block, cells)
+    });
+    Schedule::new(a, steps, rows.collect()).expect("a random schedule")
+}
+
+/// The largest difference between two engines on several inputs; NaN where either is not finite.
+fn difference(package: &Package, schedule: &Schedule, options: &Options, random: &mut Random) -> f32 {
+    let plan = Arc::new(Plan::compile(&package.config, schedule).expect("a plan"));
+    let mut cpu = CpuEngine::new(Arc::new(package.clone()), Arc::clone(&plan), 1).expect("a CPU engine");
+    let mut gpu = GpuEngine::new(package, Arc::clone(&plan), options).expect("a GPU engine");
+    let mut worst = 0.0f32;
+    // Twice, so that the second inference finds what the first left.
+    for _ in 0..2 {
+        let (observation, noise) = (random.numbers(plan.observation.len()), random.numbers(plan.noise_len()));
+        let mut expected = vec![f32::NAN; plan.trajectory.len()];
+        let mut got = vec![f32::NAN; plan.trajectory.len()];
+        cpu.infer(&observation, &noise, &mut expected).expect("a CPU inference");
+        gpu.infer(&observation, &noise, &mut got).expect("a GPU inference");
+        for (e, g) in expected.iter().zip(&got) {
+            let d = (e - g).abs();
+            worst = if d.is_finite() { worst.max(d) } else { f32::NAN };
+            if worst.is_nan() {
+                return worst;
+            }
+        }
+    }
+    worst
+}
+
+fn family(dtype: Dtype, within: f32, options: &Options) {
+    if !present() {
+        return;
+    }
+    let mut random = Random(7);
+    for name in FAMILY {
+        let mut package = fixture(name, dtype);
+        let (a, steps) = (package.config.architecture.clone(), package.config.sampler.inference_steps);
+        let plans = [
+            ("full", Schedule::full(&a, steps)),
+            ("uniform", Schedule::uniform(&a, steps, 3).expect("a schedule")),
+            ("random", random_schedule(&package, &mut random, false)),
+            ("forecast", random_schedule(&package, &mut random, true)),
+        ];
+        for (kind, schedule) in &plans {
+            let d = difference(&package, schedule, options, &mut random);
+            eprintln!("{name} {kind}: {d:.1e}");
+            assert!(d <= within, "{name} {kind}: {d}");
+        }
+        package.config.sampler = package.config.sampler.with(SamplerKind::Ddim, 5.min(steps));
+        let schedule = Schedule::full(&a, package.config.sampler.inference_steps);
+        let d = difference(&package, &schedule, options, &mut random);
+        eprintln!("{name} ddim: {d:.1e}");
+        assert!(d <= within, "{name} ddim: {d}");
+    }
+}
+
+#[test]
+fn the_family_agrees_in_f32() {
+    family(Dtype::F32, WITHIN_F32, &options());
+}
+
+#[test]
+fn the_family_agrees_in_f16() {
+    family(Dtype::F16, WITHIN_F16, &options());
+}
+
+#[test]
+fn the_family_agrees_within_downlevel_limits() {
+    family(Dtype::F16, WITHIN_F16, &Options { downlevel: true, wait: Wait::Sleep, ..options() });
+}
+
+#[test]
+fn probes_agree() {
+    if !present() {
+        return;
+    }
+    let mut random = Random(11);
+    for name in ["mlp_causal", "cond_layers_causal", "encoder_only_causal", "odd_sizes"] {
+        let package = fixture(name, Dtype::F32);
+        let schedule = random_schedule(&package, &mut random, true);
+        let plan = Arc::new(Plan::traced(&package.config, &schedule).expect("a plan"));
+        let mut cpu = CpuEngine::new(Arc::new(package.clone()), Arc::clone(&plan), 1).expect("a CPU engine");
+        let mut gpu = GpuEngine::new(&package, Arc::clone(&plan), &options()).expect("a GPU engine");
+        let (observation, noise) = (random.numbers(plan.observation.len()), random.numbers(plan.noise_len()));
+        let mut out = vec![0.0; plan.trajectory.len()];
+        cpu.infer(&observation, &noise, &mut out).expect("a CPU inference");
+        gpu.infer(&observation, &noise, &mut out).expect("a GPU inference");
+        for probe in &plan.probes {
+            let (expected, got) = (cpu.probe(probe), gpu.probe(probe).expect("a probe"));
+            let scale = expected.iter().fold(1.0f32, |m, v| m.max(v.abs()));
+            assert_eq!(expected.len(), got.len());
+            for (e, g) in expected.iter().zip(&got) {
+                assert!((e - g).abs() <= WITHIN_F32 * scale, "{name} {:?} step {}", probe.what, probe.step);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_same_input_gives_the_same_bits() {
+    if !present() {
+        return;
+    }
+    let mut random = Random(5);
+    let package = fixture("mlp_causal", Dtype::F16);
+    let schedule = random_schedule(&package, &mut random, false);
+    let plan = Arc::new(Plan::compile(&package.config, &schedule).expect("a plan"));
+    let (observation, noise) = (random.numbers(plan.observation.len()), random.numbers(plan.noise_len()));
+    let run = |engine: &mut GpuEngine| {
+        let mut out = vec![0.0; plan.trajectory.len()];
+        engine.infer(&observation, &noise, &mut out).expect("an inference");
+        out.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+    };
+    let mut first = GpuEngine::new(&package, Arc::clone(&plan), &options()).expect("an engine");
+    let mut second = GpuEngine::new(&package, Arc::clone(&plan), &options()).expect("an engine");
+    let a = run(&mut first);
+    assert_eq!(a, run(&mut first));
+    assert_eq!(a, run(&mut second));
+}
+
+/// Quiet runs, sums and chains cost at most what the plan says, and joining saves something.
+#[test]
+fn operations_are_joined() {
+    if !present() {
+        return;
+    }
+    let package = fixture("mlp_causal", Dtype::F16);
+    let (a, steps) = (&package.config.architecture, package.config.sampler.inference_steps);
+    for schedule in [Schedule::full(a, steps), Schedule::uniform(a, steps, 3).expect("a schedule")] {
+        let plan = Arc::new(Plan::compile(&package.config, &schedule).expect("a plan"));
+        let gpu = GpuEngine::new(&package, Arc::clone(&plan), &options()).expect("an engine");
+        let alone =
+            plan.denoise.iter().filter(|op| matches!(op, Op::Embed(_) | Op::Quiet(_) | Op::Start { .. })).count();
+        assert!(alone > 0 && gpu.dispatches() + alone <= plan.cost().operations + 1, "{}", gpu.describe());
+    }
+}
+
+#[test]
+fn errors_are_named() {
+    let package = fixture("mlp_causal", Dtype::F16);
+    let steps = package.config.sampler.inference_steps;
+    let schedule = Schedule::full(&package.config.architecture, steps);
+    let plan = Arc::new(Plan::compile(&package.config, &schedule).expect("a plan"));
+    let nobody = Options { adapter: Some("no such adapter".into()), ..options() };
+    let refused = GpuEngine::new(&package, Arc::clone(&plan), &nobody);
+    assert!(matches!(refused, Err(EngineError::NoAdapter(text)) if text.contains("no such adapter")));
+    if !present() {
+        return;
+    }
+    let mut gpu = GpuEngine::new(&package, Arc::clone(&plan), &options()).expect("an engine");
+    let noise = vec![0.0; plan.noise_len()];
+    let mut out = vec![0.0; plan.trajectory.len()];
+    let short = gpu.infer(&[], &noise, &mut out);
+    assert!(matches!(short, Err(EngineError::Size { name: "observation", got: 0, .. })));
+    // A refused inference leaves the engine usable.
+    let observation = vec![0.0; plan.observation.len()];
+    gpu.infer(&observation, &noise, &mut out).expect("an inference");
+}
