@@ -38,6 +38,13 @@ pub(super) enum Kernel {
         /// Keys, rounded up.
         keys: usize,
     },
+    /// `cross.wgsl`: `linear`, `attention` and `linear` of the CPU in one, see `fold`.
+    Cross {
+        /// Heads times keys, rounded up.
+        slots: usize,
+        /// Width D.
+        width: usize,
+    },
     /// `combine.wgsl`, `cpu/tokens.rs`.
     Combine,
     /// `tokens.wgsl`, `cpu/tokens.rs`: start, head, quiet and embed.
@@ -55,6 +62,7 @@ impl Kernel {
         match self {
             Self::Linear { .. } => "linear",
             Self::Attention { .. } => "attention",
+            Self::Cross { .. } => "cross",
             Self::Combine => "combine",
             Self::Tokens { .. } => "tokens",
         }
@@ -65,6 +73,7 @@ impl Kernel {
         match self {
             Self::Linear { .. } => include_str!("../shaders/linear.wgsl"),
             Self::Attention { .. } => include_str!("../shaders/attention.wgsl"),
+            Self::Cross { .. } => include_str!("../shaders/cross.wgsl"),
             Self::Combine => include_str!("../shaders/combine.wgsl"),
             Self::Tokens { .. } => include_str!("../shaders/tokens.wgsl"),
         }
@@ -75,6 +84,7 @@ impl Kernel {
         match self {
             Self::Linear { .. } => size_of::<params::Linear>(),
             Self::Attention { .. } => size_of::<params::Attention>(),
+            Self::Cross { .. } => size_of::<params::Cross>(),
             Self::Combine => size_of::<params::Combine>(),
             Self::Tokens { .. } => size_of::<params::Tokens>(),
         }
@@ -88,6 +98,7 @@ impl Kernel {
                 low as usize >= split(*cols).max(if *norm { 16 } else { 0 })
             }
             Self::Attention { .. } => low >= 8,
+            Self::Cross { .. } => low >= 16,
             Self::Combine => false,
             Self::Tokens { .. } => low >= 16 && low == high && high <= 64,
         }
@@ -95,7 +106,7 @@ impl Kernel {
 
     fn threads(&self, level: &Level) -> usize {
         match self {
-            Self::Linear { .. } | Self::Combine => THREADS,
+            Self::Linear { .. } | Self::Cross { .. } | Self::Combine => THREADS,
             Self::Attention { .. } => 128,
             Self::Tokens { .. } if self.subgroups(level) => level.subgroups.unwrap_or_default().0 as usize,
             Self::Tokens { .. } => 64,
@@ -116,6 +127,9 @@ impl Kernel {
                 ("ACTIVATION", f64::from(activation)),
             ]),
             Self::Attention { keys } => constants.push(("KEYS", keys as f64)),
+            Self::Cross { slots, width } => {
+                constants.extend([("SLOTS", slots as f64), ("WIDTH", width as f64)]);
+            }
             Self::Combine => {}
             Self::Tokens { numbers, width } => {
                 let room = level.workgroup_memory as usize / 4;

@@ -8,6 +8,7 @@
 //! Not here: falling back to the CPU, which is the caller's decision; adapters that only speak OpenGL.
 
 mod adapter;
+mod fold;
 mod kernels;
 mod params;
 mod program;
@@ -232,7 +233,7 @@ impl GpuEngine {
             };
             Some(format!("{name} sums through {word}"))
         };
-        let sums: Vec<String> = ["linear", "attention", "tokens"].into_iter().filter_map(through).collect();
+        let sums: Vec<String> = ["linear", "attention", "cross", "tokens"].into_iter().filter_map(through).collect();
         format!(
             "{}; {}; {} inputs staged; {} pipelines, {} dispatches, {:.1} MB",
             self.device.summary,
@@ -375,6 +376,11 @@ impl Engine for GpuEngine {
         }
         self.readback.unmap();
         Ok(())
+    }
+
+    fn name(&self) -> String {
+        let a = &self.device.summary;
+        format!("gpu: {} ({})", a.name, a.backend)
     }
 }
 

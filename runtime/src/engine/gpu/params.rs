@@ -67,6 +67,29 @@ params!(
 );
 
 params!(
+    /// Of `cross.wgsl`, where each field is explained.
+    Cross {
+        input_at: u32,
+        input_stride: u32,
+        heads: u32,
+        keys: u32,
+        ahead: u32,
+        segments: u32,
+        gain_at: u32,
+        norm_bias_at: u32,
+        bias_at: u32,
+        output_at: u32,
+        output_stride: u32,
+        residual_at: u32,
+        residual_stride: u32,
+        terms_at: u32,
+        terms: u32,
+        padding: u32,
+        places: [[u32; 4]; SEGMENTS],
+    }
+);
+
+params!(
     /// Of `combine.wgsl`, where each field is explained.
     Combine {
         output_at: u32,

@@ -8,9 +8,10 @@ use std::collections::HashMap;
 
 use refrain_policies::plan::{self, Activation, MatrixId, Op, Plan, VectorId, View};
 
+use super::fold::{self, Folds, Triple};
 use super::kernels::{Kernel, LINEAR_ROWS, THREADS};
 use super::params::{self, NONE, SEGMENTS, Table};
-use super::weights::Weights;
+use super::weights::{Packed, Weights};
 use crate::engine::EngineError;
 
 /// One dispatch.
@@ -100,6 +101,9 @@ struct Lower<'a, 'b> {
     constants: Vec<(usize, Vec<f32>)>,
     upload_at: usize,
     upload: usize,
+    folds: Folds<'a>,
+    /// Composed matrices and their biases.
+    composed: HashMap<[plan::Matrix; 3], (Packed, u32)>,
     samplers: Option<u32>,
     embeds: HashMap<(MatrixId, VectorId, VectorId), (u32, u32)>,
     heads: HashMap<(MatrixId, VectorId, VectorId), (u32, u32)>,
@@ -117,7 +121,8 @@ struct Chain<'a> {
 impl<'a, 'b> Lower<'a, 'b> {
     fn new(plan: &'a Plan, weights: &'a mut Weights<'b>, alignment: usize) -> Self {
         // The observation moves next to the noise, so that one copy brings both.
-        let upload_at = plan.arena.next_multiple_of(4);
+        let folds = Folds::of(plan, plan.arena);
+        let upload_at = (plan.arena + folds.len).next_multiple_of(4);
         let upload = plan.noise_len() + plan.observation.len();
         Self {
             plan,
@@ -126,6 +131,8 @@ impl<'a, 'b> Lower<'a, 'b> {
             constants: Vec::new(),
             upload_at,
             upload,
+            folds,
+            composed: HashMap::new(),
             samplers: None,
             embeds: HashMap::new(),
             heads: HashMap::new(),
@@ -150,6 +157,12 @@ impl<'a, 'b> Lower<'a, 'b> {
         let mut out = Vec::new();
         let mut i = 0;
         while i < ops.len() {
+            if let Some(triple) = self.folded(&ops[i..]) {
+                let sum = ops.get(i + 3).and_then(|op| self.follows(triple.output, op));
+                out.push(self.cross(&triple, sum)?);
+                i += 3 + usize::from(sum.is_some());
+                continue;
+            }
             let (dispatch, used) = match ops[i] {
                 Op::Timesteps { timesteps, table, output } => {
                     self.timesteps(timesteps, *table, output)?;
@@ -283,16 +296,94 @@ impl<'a, 'b> Lower<'a, 'b> {
         (self.weights.append_bits(bits), terms.len() as u32)
     }
 
+    /// Cross-attention that `cross` does in one dispatch.
+    fn folded(&self, ops: &[&'a Op]) -> Option<Triple<'a>> {
+        let triple = fold::triple(ops)?;
+        triple.attention.segments.iter().all(|s| self.folds.segment(&s.keys).is_some()).then_some(triple)
+    }
+
+    /// The product that makes folded keys and values instead of those that the plan names.
+    fn composed(&mut self, fold: &fold::Fold<'_>) -> Result<(Packed, u32), EngineError> {
+        let key = fold::key(self.plan, fold);
+        if let Some(&found) = self.composed.get(&key) {
+            return Ok(found);
+        }
+        let (matrix, bias) = fold::compose(self.plan, self.weights, fold)?;
+        let packed = self.weights.pack(&matrix, bias.len(), fold.keys.input.cols, false)?;
+        let made = (packed, self.weights.append(&bias));
+        self.composed.insert(key, made);
+        Ok(made)
+    }
+
+    fn cross(&mut self, t: &Triple<'_>, sum: Option<&plan::Combine>) -> Result<Dispatch, EngineError> {
+        let shape = self.plan.shape;
+        let input = self.place(&t.query.input);
+        let stride = fold::stride(shape.width, shape.heads);
+        let mut places = [[0; 4]; SEGMENTS];
+        for (place, segment) in places.iter_mut().zip(&t.attention.segments) {
+            if let Some((fold, row)) = self.folds.segment(&segment.keys) {
+                let at = fold.at + row * stride;
+                *place = [at as u32, stride as u32, segment.keys.rows as u32, 0];
+            }
+        }
+        let keys: u32 = places.iter().map(|p| p[2]).sum();
+        let (gain_at, norm_bias_at) = match &t.query.norm {
+            Some(norm) => (self.vector(norm.gain)?, self.vector(norm.bias)?),
+            None => (NONE, NONE),
+        };
+        let (output_at, output_stride) = self.optional(t.output.output.as_ref());
+        let (residual_at, residual_stride) = self.optional(t.output.residual.as_ref());
+        let (terms_at, terms) = sum.map_or((0, 0), |c| self.terms(&c.terms));
+        let params = params::Cross {
+            input_at: input.at as u32,
+            input_stride: input.stride as u32,
+            heads: shape.heads as u32,
+            keys,
+            ahead: t.attention.ahead.map_or(NONE, |ahead| ahead as u32),
+            segments: t.attention.segments.len() as u32,
+            gain_at,
+            norm_bias_at,
+            bias_at: self.vector(t.output.bias)?,
+            output_at,
+            output_stride,
+            residual_at,
+            residual_stride,
+            terms_at,
+            terms,
+            padding: 0,
+            places,
+        };
+        let slots = (keys as usize * shape.heads).next_power_of_two().max(16);
+        Ok(Dispatch {
+            kernel: Kernel::Cross { slots, width: shape.width },
+            shard: 0,
+            params: self.table.add(&params),
+            groups: [input.rows as u32, 1],
+        })
+    }
+
     fn linear(&mut self, l: &plan::Linear, sum: Option<&plan::Combine>) -> Result<Dispatch, EngineError> {
-        let matrix = &self.plan.matrices[l.matrix.0];
-        let packed = self.weights.matrix(matrix)?;
         let input = self.place(&l.input);
-        assert_eq!(input.cols, matrix.cols, "product with another depth");
+        let fold = l.output.and_then(|v| self.folds.by_buffer.get(&v.buffer).copied());
+        let (packed, bias_at, rows, folded_at) = match fold {
+            Some(fold) => {
+                let (packed, bias_at) = self.composed(&fold)?;
+                (packed, bias_at, fold::stride(self.plan.shape.width, self.plan.shape.heads), Some(fold.at))
+            }
+            None => {
+                let matrix = &self.plan.matrices[l.matrix.0];
+                assert_eq!(input.cols, matrix.cols, "product with another depth");
+                (self.weights.matrix(matrix)?, self.vector(l.bias)?, matrix.rows, None)
+            }
+        };
         let (gain_at, norm_bias_at) = match &l.norm {
             Some(norm) => (self.vector(norm.gain)?, self.vector(norm.bias)?),
             None => (NONE, NONE),
         };
-        let (output_at, output_stride) = self.optional(l.output.as_ref());
+        let (output_at, output_stride) = match folded_at {
+            Some(at) => (at as u32, rows as u32),
+            None => self.optional(l.output.as_ref()),
+        };
         let (residual_at, residual_stride) = self.optional(l.residual.as_ref());
         let (terms_at, terms) = sum.map_or((0, 0), |c| self.terms(&c.terms));
         let params = params::Linear {
@@ -300,10 +391,10 @@ impl<'a, 'b> Lower<'a, 'b> {
             input_stride: input.stride as u32,
             rows: input.rows as u32,
             depth: input.cols as u32,
-            columns: matrix.rows as u32,
+            columns: rows as u32,
             matrix_at: packed.at as u32,
             eights: packed.eights as u32,
-            bias_at: self.vector(l.bias)?,
+            bias_at,
             gain_at,
             norm_bias_at,
             table_at: l.table.map(|t| self.vector(t)).transpose()?.unwrap_or(NONE),
@@ -328,7 +419,7 @@ impl<'a, 'b> Lower<'a, 'b> {
             shard: packed.shard,
             params: self.table.add(&params),
             groups: [
-                matrix.rows.div_ceil(packed.cols) as u32,
+                rows.div_ceil(packed.cols) as u32,
                 input.rows.div_ceil(LINEAR_ROWS) as u32,
             ],
         })
