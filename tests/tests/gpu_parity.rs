@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use refrain_policies::import::{self, Options as Import};
 use refrain_policies::package::{Dtype, Package};
@@ -68,7 +69,9 @@ fn fixture(name: &str, dtype: Dtype) -> Package {
 }
 
 fn options() -> Options {
-    Options { software: true, poison: true, ..Options::default() }
+    // Software adapters on a busy machine take their time.
+    let patience = Duration::from_secs(600);
+    Options { software: true, poison: true, patience, ..Options::default() }
 }
 
 /// Whether an adapter is present; says so loudly if not.
@@ -125,7 +128,8 @@ fn difference(package: &Package, schedule: &Schedule, options: &Options, random:
     worst
 }
 
-fn family(dtype: Dtype, within: f32, options: &Options) {
+/// `kinds` of plans: `full`, `uniform`, `random`, `forecast`, `ddim`.
+fn family(dtype: Dtype, within: f32, options: &Options, kinds: &[&str]) {
     if !present() {
         return;
     }
@@ -139,10 +143,13 @@ fn family(dtype: Dtype, within: f32, options: &Options) {
             ("random", random_schedule(&package, &mut random, false)),
             ("forecast", random_schedule(&package, &mut random, true)),
         ];
-        for (kind, schedule) in &plans {
+        for (kind, schedule) in plans.iter().filter(|(kind, _)| kinds.contains(kind)) {
             let d = difference(&package, schedule, options, &mut random);
             eprintln!("{name} {kind}: {d:.1e}");
             assert!(d <= within, "{name} {kind}: {d}");
+        }
+        if !kinds.contains(&"ddim") {
+            continue;
         }
         package.config.sampler = package.config.sampler.with(SamplerKind::Ddim, 5.min(steps));
         let schedule = Schedule::full(&a, package.config.sampler.inference_steps);
@@ -154,17 +161,17 @@ fn family(dtype: Dtype, within: f32, options: &Options) {
 
 #[test]
 fn the_family_agrees_in_f32() {
-    family(Dtype::F32, WITHIN_F32, &options());
+    family(Dtype::F32, WITHIN_F32, &options(), &["full", "uniform", "random", "forecast", "ddim"]);
 }
 
 #[test]
 fn the_family_agrees_in_f16() {
-    family(Dtype::F16, WITHIN_F16, &options());
+    family(Dtype::F16, WITHIN_F16, &options(), &["full", "random"]);
 }
 
 #[test]
 fn the_family_agrees_within_downlevel_limits() {
-    family(Dtype::F16, WITHIN_F16, &Options { downlevel: true, wait: Wait::Sleep, ..options() });
+    family(Dtype::F16, WITHIN_F16, &Options { downlevel: true, wait: Wait::Sleep, ..options() }, &["random"]);
 }
 
 #[test]
@@ -227,8 +234,11 @@ fn operations_are_joined() {
     for schedule in [Schedule::full(a, steps), Schedule::uniform(a, steps, 3).expect("a schedule")] {
         let plan = Arc::new(Plan::compile(&package.config, &schedule).expect("a plan"));
         let gpu = GpuEngine::new(&package, Arc::clone(&plan), &options()).expect("an engine");
-        let alone =
-            plan.denoise.iter().filter(|op| matches!(op, Op::Embed(_) | Op::Quiet(_) | Op::Start { .. })).count();
+        let alone = plan
+            .denoise
+            .iter()
+            .filter(|op| matches!(op, Op::Embed(_) | Op::Quiet(_) | Op::Start { .. }))
+            .count();
         assert!(alone > 0 && gpu.dispatches() + alone <= plan.cost().operations + 1, "{}", gpu.describe());
     }
 }

@@ -181,8 +181,11 @@ impl Device {
             .and_then(|folder| cache_file(folder, &adapter));
         let cache = cache_file.as_ref().map(|file| {
             let data = std::fs::read(file).ok();
-            let descriptor =
-                wgpu::PipelineCacheDescriptor { label: Some("refrain"), data: data.as_deref(), fallback: true };
+            let descriptor = wgpu::PipelineCacheDescriptor {
+                label: Some("refrain"),
+                data: data.as_deref(),
+                fallback: true,
+            };
             // SAFETY: the bytes come from a file that `keep_cache` wrote for this adapter into a folder of the
             // user's; wgpu checks their header against adapter and driver, and falls back to an empty cache.
             unsafe { device.create_pipeline_cache(&descriptor) }
@@ -192,7 +195,8 @@ impl Device {
 
     /// Keeps compiled pipelines for the next start. Failing to do so only costs time, so it is not an error.
     pub(super) fn keep_cache(&self) {
-        let Some((file, data)) = self.cache_file.as_ref().zip(self.cache.as_ref().and_then(|c| c.get_data())) else {
+        let Some((file, data)) = self.cache_file.as_ref().zip(self.cache.as_ref().and_then(|c| c.get_data()))
+        else {
             return;
         };
         if std::fs::read(file).is_ok_and(|old| old == data) {
@@ -271,8 +275,12 @@ fn subgroups_in_order(device: &wgpu::Device, queue: &wgpu::Queue) -> bool {
         cache: None,
     });
     let buffer = |usage| {
-        let descriptor =
-            wgpu::BufferDescriptor { label: Some("probe"), size: 8 * THREADS, usage, mapped_at_creation: false };
+        let descriptor = wgpu::BufferDescriptor {
+            label: Some("probe"),
+            size: 8 * THREADS,
+            usage,
+            mapped_at_creation: false,
+        };
         device.create_buffer(&descriptor)
     };
     let found = buffer(wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC);
@@ -297,5 +305,8 @@ fn subgroups_in_order(device: &wgpu::Device, queue: &wgpu::Queue) -> bool {
     }
     let Ok(view) = read.get_mapped_range(..) else { return false };
     let pairs: &[[u32; 2]] = bytemuck::cast_slice(&view);
-    pairs.iter().enumerate().all(|(thread, [lane, size])| *size >= 4 && *lane as usize == thread % *size as usize)
+    pairs
+        .iter()
+        .enumerate()
+        .all(|(thread, [lane, size])| *size >= 4 && *lane as usize == thread % *size as usize)
 }

@@ -94,9 +94,7 @@ impl Kernel {
     pub(super) fn subgroups(&self, level: &Level) -> bool {
         let (low, high) = level.subgroups.unwrap_or_default();
         match self {
-            Self::Linear { cols, norm, .. } => {
-                low as usize >= split(*cols).max(if *norm { 16 } else { 0 })
-            }
+            Self::Linear { cols, norm, .. } => low as usize >= split(*cols).max(if *norm { 16 } else { 0 }),
             Self::Attention { .. } => low >= 8,
             Self::Cross { .. } => low >= 16,
             Self::Combine => false,
@@ -218,9 +216,7 @@ impl Pipelines {
             // SAFETY: the sources are this crate's own. Every index comes from a place that `program` checked to
             // lie inside its buffer, every loop is bounded by such a size, and no divisor is zero.
             unsafe {
-                device
-                    .device
-                    .create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
+                device.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
             }
         });
         let pipeline = device.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {

@@ -8,6 +8,7 @@
 //! Not here: falling back to the CPU, which is the caller's decision; adapters that only speak OpenGL.
 
 mod adapter;
+mod chain;
 mod fold;
 mod kernels;
 mod params;
@@ -34,7 +35,7 @@ pub use adapter::{AdapterSummary, Level};
 
 /// Polls before a spinning wait gives way to a sleeping one; a poll takes about a microsecond.
 const SPINS: usize = 1 << 20;
-/// Longest wait for one inference; a device that takes longer is taken for lost.
+/// Longest wait for the GPU unless the options say otherwise.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How an inference waits for the GPU.
@@ -60,7 +61,7 @@ pub enum Precision {
 }
 
 /// What is asked of a GPU engine.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Part of the adapter's name; otherwise the fastest one.
     pub adapter: Option<String>,
@@ -70,12 +71,29 @@ pub struct Options {
     pub precision: Precision,
     /// How to wait.
     pub wait: Wait,
+    /// Longest wait for one inference; a device that takes longer is taken for lost.
+    pub patience: Duration,
     /// Folder in which compiled pipelines are kept.
     pub pipeline_cache: Option<PathBuf>,
     /// Use no more than a downlevel adapter offers, for tests of small GPUs.
     pub downlevel: bool,
     /// Fill the arena with NaN before load, so that reading what was never written shows; for tests.
     pub poison: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            adapter: None,
+            software: false,
+            precision: Precision::default(),
+            wait: Wait::default(),
+            patience: PATIENCE,
+            pipeline_cache: None,
+            downlevel: false,
+            poison: false,
+        }
+    }
 }
 
 /// Runs one plan on a GPU.
@@ -95,6 +113,7 @@ pub struct GpuEngine {
     /// The next inference's commands.
     ahead: Option<wgpu::CommandBuffer>,
     wait: Wait,
+    patience: Duration,
     bytes: usize,
 }
 
@@ -114,10 +133,7 @@ impl GpuEngine {
         let mut weights = Weights::new(package, options.precision, limit, least_cols(&level));
         let alignment = limits.min_uniform_buffer_offset_alignment as usize;
         let program = Program::new(&plan, &mut weights, alignment)?;
-        for (what, bytes) in [
-            ("the arena", 4 * program.arena),
-            ("the vectors", 4 * weights.numbers.len()),
-        ] {
+        for (what, bytes) in [("the arena", 4 * program.arena), ("the vectors", 4 * weights.numbers.len())] {
             if bytes > limit {
                 return Err(EngineError::TooLarge { what, bytes, limit });
             }
@@ -126,7 +142,11 @@ impl GpuEngine {
         if let Some(most) = program.infer.iter().chain(&program.load).flat_map(|d| d.groups).max()
             && most as usize > workgroups
         {
-            return Err(EngineError::TooLarge { what: "a dispatch", bytes: most as usize, limit: workgroups });
+            return Err(EngineError::TooLarge {
+                what: "a dispatch",
+                bytes: most as usize,
+                limit: workgroups,
+            });
         }
 
         let mut pipelines = Pipelines::new(&device.device, program.table.slot);
@@ -197,6 +217,7 @@ impl GpuEngine {
             readback,
             ahead: None,
             wait: options.wait,
+            patience: options.patience,
             bytes,
         };
         engine.load(&load, options.poison)?;
@@ -233,7 +254,8 @@ impl GpuEngine {
             };
             Some(format!("{name} sums through {word}"))
         };
-        let sums: Vec<String> = ["linear", "attention", "cross", "tokens"].into_iter().filter_map(through).collect();
+        let sums: Vec<String> =
+            ["linear", "attention", "cross", "tokens"].into_iter().filter_map(through).collect();
         format!(
             "{}; {}; {} inputs staged; {} pipelines, {} dispatches, {:.1} MB",
             self.device.summary,
@@ -311,7 +333,7 @@ impl GpuEngine {
 
     /// Waits until everything submitted is done.
     fn finish(&self) -> Result<(), EngineError> {
-        let wait = wgpu::PollType::Wait { submission_index: None, timeout: Some(PATIENCE) };
+        let wait = wgpu::PollType::Wait { submission_index: None, timeout: Some(self.patience) };
         let done = self.device.device.poll(wait);
         self.device.check()?;
         done.map(|_| ()).map_err(|e| EngineError::Lost(e.to_string()))
@@ -321,7 +343,8 @@ impl GpuEngine {
     fn wait(&self, left: &AtomicU8) -> Result<(), EngineError> {
         if self.wait == Wait::Spin {
             for _ in 0..SPINS {
-                if self.device.device.poll(wgpu::PollType::Poll).is_err() || left.load(Ordering::Acquire) == 0 {
+                if self.device.device.poll(wgpu::PollType::Poll).is_err() || left.load(Ordering::Acquire) == 0
+                {
                     break;
                 }
                 std::hint::spin_loop();
@@ -358,9 +381,7 @@ impl Engine for GpuEngine {
         self.device.queue.submit([commands]);
         // Both mappings complete with the inference: the result to be read, the upload to be written next.
         let left = Arc::new(AtomicU8::new(2));
-        for (buffer, mode) in
-            [(&self.readback, wgpu::MapMode::Read), (&self.upload, wgpu::MapMode::Write)]
-        {
+        for (buffer, mode) in [(&self.readback, wgpu::MapMode::Read), (&self.upload, wgpu::MapMode::Write)] {
             let left = Arc::clone(&left);
             buffer.map_async(mode, .., move |mapped| {
                 if mapped.is_ok() {
@@ -397,7 +418,12 @@ fn empty(
 ) -> wgpu::Buffer {
     // A binding of no bytes is not allowed.
     let size = bytes.next_multiple_of(16).max(16) as u64;
-    device.device.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation })
+    device.device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some(label),
+        size,
+        usage,
+        mapped_at_creation,
+    })
 }
 
 fn filled(device: &Device, label: &str, usage: wgpu::BufferUsages, bytes: &[u8]) -> wgpu::Buffer {

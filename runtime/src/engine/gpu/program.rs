@@ -60,7 +60,7 @@ impl Place {
     }
 
     /// Whether a workgroup that writes its row of one may disturb another that reads its row of the other.
-    fn disturbs(&self, other: &Self) -> bool {
+    pub(super) fn disturbs(&self, other: &Self) -> bool {
         let same = self.at == other.at && self.stride == other.stride && self.cols <= self.stride;
         self.overlaps(other) && !same
     }
@@ -72,11 +72,7 @@ impl Place {
 
 impl Program {
     /// Resolves a plan; `weights` collects what the dispatches read.
-    pub(super) fn new(
-        plan: &Plan,
-        weights: &mut Weights<'_>,
-        alignment: usize,
-    ) -> Result<Self, EngineError> {
+    pub(super) fn new(plan: &Plan, weights: &mut Weights<'_>, alignment: usize) -> Result<Self, EngineError> {
         let mut lower = Lower::new(plan, weights, alignment);
         let load = lower.list(&plan.load)?;
         let mut infer = lower.list(&plan.observe)?;
@@ -94,28 +90,20 @@ impl Program {
     }
 }
 
-struct Lower<'a, 'b> {
-    plan: &'a Plan,
-    weights: &'a mut Weights<'b>,
-    table: Table,
+/// Turns operations into dispatches.
+pub(super) struct Lower<'a, 'b> {
+    pub(super) plan: &'a Plan,
+    pub(super) weights: &'a mut Weights<'b>,
+    pub(super) table: Table,
     constants: Vec<(usize, Vec<f32>)>,
-    upload_at: usize,
+    pub(super) upload_at: usize,
     upload: usize,
     folds: Folds<'a>,
     /// Composed matrices and their biases.
     composed: HashMap<[plan::Matrix; 3], (Packed, u32)>,
-    samplers: Option<u32>,
-    embeds: HashMap<(MatrixId, VectorId, VectorId), (u32, u32)>,
-    heads: HashMap<(MatrixId, VectorId, VectorId), (u32, u32)>,
-}
-
-/// Neighbouring operations on single tokens, in the order in which `tokens.wgsl` does them.
-#[derive(Default)]
-struct Chain<'a> {
-    start: Option<(View, Option<View>)>,
-    head: Option<&'a plan::Head>,
-    quiet: Option<&'a plan::Quiet>,
-    embed: Option<&'a plan::Embed>,
+    pub(super) samplers: Option<u32>,
+    pub(super) embeds: HashMap<(MatrixId, VectorId, VectorId), (u32, u32)>,
+    pub(super) heads: HashMap<(MatrixId, VectorId, VectorId), (u32, u32)>,
 }
 
 impl<'a, 'b> Lower<'a, 'b> {
@@ -140,7 +128,7 @@ impl<'a, 'b> Lower<'a, 'b> {
     }
 
     /// Panics when the plan placed a view outside its arena, which would be a bug of the plan.
-    fn place(&self, view: &View) -> Place {
+    pub(super) fn place(&self, view: &View) -> Place {
         let buffer = &self.plan.buffers[view.buffer.0];
         let (at, limit) = if view.buffer == self.plan.observation.buffer {
             (self.upload_at + self.plan.noise_len() + view.at, self.upload_at + self.upload)
@@ -222,61 +210,13 @@ impl<'a, 'b> Lower<'a, 'b> {
         (c.accumulate && c.output == residual && c.terms.iter().all(|(_, t)| apart(t))).then_some(c)
     }
 
-    /// As many operations as one dispatch of `tokens` takes.
-    fn chain(&self, ops: &[&'a Op]) -> (Chain<'a>, usize) {
-        let mut chain = Chain::default();
-        for (used, op) in ops.iter().enumerate() {
-            let later = chain.head.is_some() || chain.quiet.is_some();
-            let fits = match *op {
-                Op::Start { trajectory, impose } if used == 0 => {
-                    chain.start = Some((*trajectory, *impose));
-                    true
-                }
-                Op::Head(h) if !later && chain.embed.is_none() => {
-                    chain.head = Some(h);
-                    true
-                }
-                Op::Quiet(q) if chain.quiet.is_none() && chain.embed.is_none() && alike(chain.head, &q.head) => {
-                    chain.quiet = Some(q);
-                    true
-                }
-                Op::Embed(e) if chain.embed.is_none() && self.keeps_apart(&chain, e) => {
-                    chain.embed = Some(e);
-                    true
-                }
-                _ => false,
-            };
-            if !fits {
-                return (chain, used);
-            }
-        }
-        (chain, ops.len())
-    }
-
-    /// Whether embedding may follow in the same dispatch: it must not write where another token is still read.
-    fn keeps_apart(&self, chain: &Chain<'_>, e: &plan::Embed) -> bool {
-        let output = self.place(&e.output);
-        let quiet = chain.quiet;
-        let read = [
-            chain.head.map(|h| h.input),
-            chain.head.and_then(|h| h.model),
-            quiet.and_then(|q| q.embed.sum),
-            e.sum,
-            Some(e.trajectory),
-        ];
-        let same_embedding = quiet
-            .is_none_or(|q| (q.embed.matrix, q.embed.bias, q.embed.table) == (e.matrix, e.bias, e.table));
-        same_embedding && read.iter().flatten().all(|v| !output.disturbs(&self.place(v)))
-    }
-
     fn timesteps(&mut self, timesteps: &[usize], table: VectorId, output: &View) -> Result<(), EngineError> {
         let v = &self.plan.vectors[table.0];
         let table = self.weights.values(&v.tensor, v.first, v.len)?;
         let place = self.place(output);
         assert!(timesteps.len() <= place.rows && table.len() == place.cols);
         for (row, &t) in timesteps.iter().enumerate() {
-            self.constants
-                .push((place.at + row * place.stride, crate::engine::cpu::sinusoid(t, &table)));
+            self.constants.push((place.at + row * place.stride, crate::engine::cpu::sinusoid(t, &table)));
         }
         Ok(())
     }
@@ -418,15 +358,12 @@ impl<'a, 'b> Lower<'a, 'b> {
             },
             shard: packed.shard,
             params: self.table.add(&params),
-            groups: [
-                rows.div_ceil(packed.cols) as u32,
-                input.rows.div_ceil(LINEAR_ROWS) as u32,
-            ],
+            groups: [rows.div_ceil(packed.cols) as u32, input.rows.div_ceil(LINEAR_ROWS) as u32],
         })
     }
 
     /// Place and stride, or NONE.
-    fn optional(&self, view: Option<&View>) -> (u32, u32) {
+    pub(super) fn optional(&self, view: Option<&View>) -> (u32, u32) {
         view.map_or((NONE, 0), |v| {
             let place = self.place(v);
             (place.at as u32, place.stride as u32)
@@ -480,132 +417,4 @@ impl<'a, 'b> Lower<'a, 'b> {
         let groups = [(output.rows * output.cols).div_ceil(THREADS) as u32, 1];
         Dispatch { kernel: Kernel::Combine, shard: 0, params: self.table.add(&params), groups }
     }
-
-    /// Coefficients of all denoising steps, eight numbers each.
-    fn samplers(&mut self) -> u32 {
-        if let Some(at) = self.samplers {
-            return at;
-        }
-        let mut table = vec![0.0; 8 * self.plan.shape.steps];
-        let mut set = |step: usize, s: &refrain_policies::sampler::SamplerStep| {
-            // An infinite bound would need infinite literals in some shading languages.
-            let clip = s.clip.min(f32::MAX);
-            let row = [
-                s.x0_from_x, s.x0_from_model, clip, s.from_x0, s.from_x, s.from_model, s.from_noise, 0.0,
-            ];
-            table[8 * step..8 * step + 8].copy_from_slice(&row);
-        };
-        for op in &self.plan.denoise {
-            match op {
-                Op::Head(h) => set(h.step, &h.sampler),
-                Op::Quiet(q) => q.samplers.iter().enumerate().for_each(|(i, s)| set(q.head.step + i, s)),
-                _ => {}
-            }
-        }
-        *self.samplers.insert(self.weights.append(&table))
-    }
-
-    /// Embedding transposed `[N, D]`, and positions with bias `[T, D]`.
-    fn embedding(&mut self, e: &plan::Embed) -> Result<(u32, u32), EngineError> {
-        let key = (e.matrix, e.bias, e.table);
-        if let Some(&found) = self.embeds.get(&key) {
-            return Ok(found);
-        }
-        let m = &self.plan.matrices[e.matrix.0];
-        let flat = self.weights.flat(m)?;
-        let transposed: Vec<f32> =
-            (0..m.rows * m.cols).map(|i| flat[i % m.rows * m.cols + i / m.rows]).collect();
-        let (bias, table) = (&self.plan.vectors[e.bias.0], &self.plan.vectors[e.table.0]);
-        let bias = self.weights.values(&bias.tensor, bias.first, bias.len)?;
-        let mut table = self.weights.values(&table.tensor, table.first, table.len)?;
-        table.iter_mut().enumerate().for_each(|(i, v)| *v += bias[i % bias.len()]);
-        let made = (self.weights.append(&transposed), self.weights.append(&table));
-        self.embeds.insert(key, made);
-        Ok(made)
-    }
-
-    /// Gain times matrix `[N, D]`, and per number the two sums that stand for mean and bias `[N, 2]`.
-    fn head(&mut self, h: &plan::Head) -> Result<(u32, u32), EngineError> {
-        let key = (h.matrix, h.norm.gain, h.bias);
-        if let Some(&found) = self.heads.get(&key) {
-            return Ok(found);
-        }
-        let m = &self.plan.matrices[h.matrix.0];
-        let mut flat = self.weights.flat(m)?;
-        let vector = |id: VectorId| {
-            let v = &self.plan.vectors[id.0];
-            self.weights.values(&v.tensor, v.first, v.len)
-        };
-        let (gain, bias, offset) = (vector(h.norm.gain)?, vector(h.norm.bias)?, vector(h.bias)?);
-        let mut sums = Vec::with_capacity(2 * m.rows);
-        for (row, offset) in flat.chunks_mut(m.cols).zip(offset) {
-            let shift: f64 = row.iter().zip(&bias).map(|(w, b)| f64::from(*w) * f64::from(*b)).sum();
-            row.iter_mut().zip(&gain).for_each(|(w, g)| *w *= g);
-            let mass: f64 = row.iter().map(|w| f64::from(*w)).sum();
-            sums.extend([mass as f32, (shift + f64::from(offset)) as f32]);
-        }
-        let made = (self.weights.append(&flat), self.weights.append(&sums));
-        self.heads.insert(key, made);
-        Ok(made)
-    }
-
-    fn tokens(&mut self, chain: &Chain<'_>) -> Result<Dispatch, EngineError> {
-        let shape = self.plan.shape;
-        let head = chain.head.or(chain.quiet.map(|q| &q.head));
-        let embed = chain.embed.or(chain.quiet.map(|q| &q.embed));
-        let trajectory = self.place(&self.plan.trajectory);
-        let (embed_at, table_at) = embed.map(|e| self.embedding(e)).transpose()?.unwrap_or((NONE, NONE));
-        let (head_at, offset_at) = head.map(|h| self.head(h)).transpose()?.unwrap_or((NONE, NONE));
-        let impose = chain.start.and_then(|s| s.1).or(head.and_then(|h| h.impose)).map(|v| self.place(&v));
-        let step = head.map_or(0, |h| h.step);
-        let (input_at, input_stride) = self.optional(chain.head.map(|h| &h.input));
-        let (model_at, model_stride) = self.optional(chain.head.and_then(|h| h.model.as_ref()));
-        let (quiet_sum_at, quiet_sum_stride) =
-            self.optional(chain.quiet.and_then(|q| q.embed.sum.as_ref()));
-        let (output_at, output_stride) = self.optional(chain.embed.map(|e| &e.output));
-        let (sum_at, sum_stride) = self.optional(chain.embed.and_then(|e| e.sum.as_ref()));
-        let params = params::Tokens {
-            trajectory_at: trajectory.at as u32,
-            trajectory_stride: trajectory.stride as u32,
-            noise_at: self.upload_at as u32,
-            tokens: shape.tokens as u32,
-            width: shape.width as u32,
-            start: u32::from(chain.start.is_some()),
-            input_at,
-            input_stride,
-            quiet: chain.quiet.map_or(0, |q| q.samplers.len() as u32),
-            quiet_sum_at,
-            quiet_sum_stride,
-            output_at,
-            output_stride,
-            sum_at,
-            sum_stride,
-            embed_at,
-            table_at,
-            head_at,
-            offset_at,
-            sampler_at: if head.is_some() { self.samplers() + 8 * step as u32 } else { NONE },
-            step: step as u32,
-            impose_at: impose.map_or(NONE, |p| p.at as u32),
-            impose_stride: impose.map_or(0, |p| p.stride as u32),
-            impose_rows: impose.map_or(0, |p| p.rows as u32),
-            impose_columns: impose.map_or(0, |p| p.cols as u32),
-            impose_first: shape.actions as u32,
-            model_at,
-            model_stride,
-        };
-        Ok(Dispatch {
-            kernel: Kernel::Tokens { numbers: shape.denoised, width: shape.width },
-            shard: 0,
-            params: self.table.add(&params),
-            groups: [shape.tokens as u32, 1],
-        })
-    }
-}
-
-/// Whether a quiet run continues a head's steps with the same weights.
-fn alike(head: Option<&plan::Head>, next: &plan::Head) -> bool {
-    head.is_none_or(|h| {
-        (h.matrix, h.bias, h.norm) == (next.matrix, next.bias, next.norm) && h.step + 1 == next.step
-    })
 }

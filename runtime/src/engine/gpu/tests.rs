@@ -25,10 +25,7 @@ type Field = (&'static str, usize);
 /// Every row of the kernel table, with the fields of its parameters.
 fn table() -> Vec<(Kernel, Vec<Field>)> {
     vec![
-        (
-            Kernel::Linear { cols: 8, half: true, norm: true, activation: 1, },
-            params::Linear::fields(),
-        ),
+        (Kernel::Linear { cols: 8, half: true, norm: true, activation: 1 }, params::Linear::fields()),
         (Kernel::Attention { keys: 16 }, params::Attention::fields()),
         (Kernel::Cross { slots: 16, width: 256 }, params::Cross::fields()),
         (Kernel::Combine, params::Combine::fields()),
@@ -49,7 +46,8 @@ fn level(subgroups: Option<(u32, u32)>, workgroup_memory: u32) -> Level {
 }
 
 fn parsed(source: &str) -> naga::Module {
-    let module = naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{}", e.emit_to_string(source)));
+    let module =
+        naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{}", e.emit_to_string(source)));
     Validator::new(ValidationFlags::all(), CAPABILITIES)
         .validate(&module)
         .unwrap_or_else(|e| panic!("{}", e.emit_to_string(source)));
@@ -148,7 +146,9 @@ fn workgroups_fit_the_level_they_were_chosen_for() {
                 naga::back::pipeline_constants::process_overrides(&module, &info, None, &constants)
                     .unwrap_or_else(|e| panic!("{kernel:?}: {e}"));
             let threads = resolved.entry_points[0].workgroup_size[0] as usize;
-            assert!(threads <= THREADS && threads <= downlevel.max_compute_invocations_per_workgroup as usize);
+            assert!(
+                threads <= THREADS && threads <= downlevel.max_compute_invocations_per_workgroup as usize
+            );
             let bytes = workgroup_memory(&resolved);
             assert!(bytes <= level.workgroup_memory as usize, "{kernel:?}: {bytes} of {level}");
         }
@@ -200,13 +200,15 @@ fn the_base_policy_takes_so_many_dispatches() {
     let full = dispatches(&package, &Schedule::full(&a, 100));
     let late = [0, 21, 39, 55, 68, 79, 88, 94, 98, 99];
     let late = dispatches(&package, &Schedule::aligned(&a, 100, &late).expect("a schedule"));
-    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../policies/pusht/schedules/ddpm100_bac10_union3.toml");
+    let file =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies/pusht/schedules/ddpm100_bac10_union3.toml");
     let file = ScheduleFile::parse(&std::fs::read_to_string(file).expect("a file")).expect("a schedule file");
     let schedule = file.check(&package.config, &package.weights_sha256()).expect("a schedule");
     let adaptive = dispatches(&package, &schedule);
     package.config.sampler = package.config.sampler.with(SamplerKind::Ddim, 10);
     let ddim = dispatches(&package, &Schedule::full(&a, 10));
-    println!("operations and dispatches: full {full:?}, late-dense {late:?}, BAC {adaptive:?}, DDIM-10 {ddim:?}");
+    println!(
+        "operations and dispatches: full {full:?}, late-dense {late:?}, BAC {adaptive:?}, DDIM-10 {ddim:?}"
+    );
     assert!(full.1 <= 6600, "full: {full:?}");
 }
