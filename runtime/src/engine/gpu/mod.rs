@@ -294,7 +294,7 @@ impl GpuEngine {
         buffer.map_async(wgpu::MapMode::Read, .., |_| {});
         self.finish()?;
         let mapped = buffer.get_mapped_range(..).map_err(unmapped)?;
-        let numbers: &[f32] = bytemuck::cast_slice(&mapped);
+        let numbers: &[f32] = &bytemuck::cast_slice(&mapped)[..span];
         Ok(numbers.chunks(view.stride).flat_map(|row| &row[..view.cols]).copied().collect())
     }
 
