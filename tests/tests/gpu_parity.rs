@@ -174,6 +174,24 @@ fn the_family_agrees_within_downlevel_limits() {
     family(Dtype::F16, WITHIN_F16, &Options { downlevel: true, wait: Wait::Sleep, ..options() }, &["random"]);
 }
 
+/// The policies that ship: 100 steps of error to grow in, widths that fill every tile.
+#[test]
+fn shipped_policies_agree() {
+    if !present() {
+        return;
+    }
+    let mut random = Random(3);
+    for name in ["pusht-small", "pusht"] {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies").join(name);
+        let package = Package::load(&root).expect("a shipped package");
+        let late = [0, 21, 39, 55, 68, 79, 88, 94, 98, 99];
+        let schedule = Schedule::aligned(&package.config.architecture, 100, &late).expect("a schedule");
+        let d = difference(&package, &schedule, &options(), &mut random);
+        eprintln!("{name} late-dense: {d:.1e}");
+        assert!(d <= WITHIN_F16, "{name}: {d}");
+    }
+}
+
 #[test]
 fn probes_agree() {
     if !present() {
