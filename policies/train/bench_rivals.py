@@ -3,13 +3,14 @@
 Rows: `onnxruntime`: the one-step denoiser exported to ONNX, called at every step. `torch stock`: the reference modules and the
 diffusers scheduler, as the policy's own code runs them; with a schedule, its cached blocks are additions. `torch tuned`: the
 same mathematics hand-written (tuned.py): hoisted timestep and observation work, fused attention, sampler steps as tables.
-With `--device cuda`, tuned runs as one CUDA graph in float32 (TF32) and bfloat16. Every row is first checked against the
+With `--device cuda`: `torch eager` is stock on the GPU, and tuned runs as one CUDA graph in float32 (TF32) and bfloat16. Every row is first checked against the
 reference's trajectory. A chunk is from raw observation to normalised trajectory; noise is drawn outside.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import os
@@ -95,6 +96,11 @@ def stock_chunk(policy: Policy, scheduler, schedule: list[set[str]] | None) -> C
     return chunk
 
 
+def on_cuda(chunk: Chunk) -> Chunk:
+    """The same chunk with its inputs carried to the GPU and its result back."""
+    return lambda obs_raw, noise: chunk(obs_raw.to("cuda"), noise.to("cuda")).cpu()
+
+
 def measure(chunk: Chunk, inputs: tuple[Tensor, Tensor], chunks: int) -> dict[str, float]:
     for _ in range(3):
         chunk(*inputs)
@@ -158,7 +164,9 @@ def main() -> None:
                     makers.append(("torch tuned", n, name, tuned, 1e-3))
         else:
             torch.backends.cuda.matmul.allow_tf32 = True
+            eager = copy.deepcopy(policy).to("cuda")
             for name, s in schedules.items():
+                makers.append(("torch eager", 0, name, lambda s=s: on_cuda(stock_chunk(eager, scheduler, s)), 0.1))
                 for label, dtype, tolerance in (("f32 (TF32)", torch.float32, 0.1), ("bf16", torch.bfloat16, 0.5)):
                     make = lambda s=s, d=dtype: graphed(TunedPolicy(policy, table, s, "cuda", d), *inputs)
                     makers.append((f"CUDA graph {label}", 0, name, make, tolerance))

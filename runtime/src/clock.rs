@@ -130,6 +130,11 @@ pub fn read() -> Reading {
     Reading { time: now(), wall: Wall(nanos(clock_gettime(ClockId::Realtime))) }
 }
 
+/// Processor time of this process so far, all threads, nanoseconds.
+pub fn processor_time() -> Nanos {
+    nanos(clock_gettime(ClockId::ProcessCPUTime))
+}
+
 /// Sleeps until `deadline` on the monotonic clock; returns at once when it has passed. Signals do not shorten the sleep.
 pub fn sleep_until(deadline: Time) {
     let request = Timespec {

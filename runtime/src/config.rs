@@ -62,7 +62,7 @@ pub struct PolicySection {
 }
 
 /// Which engine runs the policy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum EngineChoice {
     /// The GPU where there is one, else the CPU; falling back is reported.

@@ -39,6 +39,11 @@ impl Policy {
         self.engine.name()
     }
 
+    /// How often its engine had to give way to a slower one.
+    pub fn fallbacks(&self) -> u64 {
+        self.engine.fallbacks()
+    }
+
     /// Numbers of noise that one prediction takes: `[K + 1, T, N]`.
     pub fn noise_len(&self) -> usize {
         let c = &self.config;

@@ -36,7 +36,7 @@ pub(super) struct Args {
 impl Args {
     pub(super) fn run(self) -> Outcome {
         let selected = self.select()?;
-        let policy = selected.policy(self.engine)?;
+        let policy = selected.policy(&self.engine)?;
         say!(
             "{}: {}, schedule {} ({} block computations), {} on {} threads",
             selected.config.name,

@@ -8,7 +8,9 @@ use super::progress::Progress;
 use super::selection::{EngineArgs, FULL, SamplerArgs, Selected, load};
 use super::tensors::{self, Array};
 use super::{Outcome, say};
-use crate::engine::cpu::{CpuEngine, CpuWeights, Isa, Program};
+use crate::config::EngineChoice;
+use crate::engine::choice::EngineSettings;
+use crate::engine::cpu::CpuWeights;
 use crate::engine::{Engine, EngineError};
 use crate::eval::{self, EvalOptions, EvalReport};
 use crate::policy::Policy;
@@ -57,11 +59,11 @@ impl Args {
             episodes: self.episodes,
             seed: self.seed,
             noise_seed: self.noise_seed,
-            workers: self.engine.workers()?,
+            workers: self.engine.workers(),
         };
         let observed = self.record.as_ref().map(|_| Arc::default());
         let start = clock::now();
-        let report = run(&selected, &options, observed.clone())?;
+        let report = run(&selected, &options, &self.engine.worker(), observed.clone())?;
         say!(
             "{}, {}, schedule {}: {} episodes, seeds {}..{}",
             selected.config.name,
@@ -95,23 +97,23 @@ impl Args {
 /// Normalised observations `[.., To, O]` that engines saw.
 pub(super) type Observed = Arc<Mutex<Vec<f32>>>;
 
-/// Scores a policy on one CPU thread per worker, all on one copy of the weights; shows progress on stderr.
+/// Scores a policy on an engine of its own per worker; shows progress on stderr.
 pub(super) fn run(
     selected: &Selected,
     options: &EvalOptions,
+    engine: &EngineSettings,
     observed: Option<Observed>,
 ) -> Result<EvalReport, Box<dyn std::error::Error>> {
     let weights = CpuWeights::new(Arc::clone(&selected.package));
-    let program = Program::new(&weights, selected.plan()?, Isa::detect())?;
-    // Engines on one thread start no thread, which is all that can fail here.
-    let engines: Vec<CpuEngine> =
-        (0..options.workers).map(|_| CpuEngine::on(Arc::clone(&program), 1)).collect::<Result<_, _>>()?;
+    let plan = selected.plan()?;
+    let engines: Vec<Box<dyn Engine>> =
+        (0..options.workers).map(|_| engine.open(&weights, Arc::clone(&plan))).collect::<Result<_, _>>()?;
     let engines = Mutex::new(engines);
     let make = || {
         let engine = engines.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let engine: Box<dyn Engine> = match (engine, &observed) {
             (Some(inner), Some(seen)) => Box::new(Recorder { inner, seen: Arc::clone(seen) }),
-            (Some(inner), None) => Box::new(inner),
+            (Some(inner), None) => inner,
             (None, _) => unreachable!("one engine was made per worker"),
         };
         Policy::new(selected.config.clone(), engine)
@@ -136,7 +138,7 @@ pub(super) fn run(
 
 /// An engine that remembers what it saw.
 struct Recorder {
-    inner: CpuEngine,
+    inner: Box<dyn Engine>,
     seen: Observed,
 }
 
@@ -158,8 +160,16 @@ impl Engine for Recorder {
 
 impl EngineArgs {
     /// Workers of an evaluation: the threads asked for, or all processors.
-    pub(super) fn workers(&self) -> Result<usize, EngineError> {
-        self.cpu_only()?;
-        Ok(self.threads.unwrap_or_else(threads::parallelism).max(1))
+    pub(super) fn workers(&self) -> usize {
+        self.threads.unwrap_or_else(threads::parallelism).max(1)
+    }
+
+    /// A worker's engine: the CPU on one thread, unless a GPU is asked for by name.
+    pub(super) fn worker(&self) -> EngineSettings {
+        let choice = match self.engine {
+            EngineChoice::Gpu => EngineChoice::Gpu,
+            EngineChoice::Auto | EngineChoice::Cpu => EngineChoice::Cpu,
+        };
+        EngineSettings { choice, threads: 1, ..self.settings() }
     }
 }

@@ -51,7 +51,7 @@ impl Args {
             None
         };
 
-        let mut policy = selected.policy(self.engine)?;
+        let mut policy = selected.policy(&self.engine)?;
         let mut prediction = Prediction::default();
         let mut draw = vec![0.0; policy.noise_len()];
         let (mut action, mut action_pred, mut trajectory) = (Vec::new(), Vec::new(), Vec::new());

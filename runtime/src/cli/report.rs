@@ -82,7 +82,6 @@ struct Latency {
 
 impl Args {
     pub(super) fn run(self) -> Outcome {
-        self.engine.cpu_only()?;
         let package = load(&self.policy)?;
         let names =
             if self.schedule.is_empty() { ScheduleFile::names(&self.policy)? } else { self.schedule.clone() };
@@ -164,9 +163,9 @@ impl Args {
                     episodes: self.episodes,
                     seed: self.seed,
                     noise_seed: 0,
-                    workers: self.engine.workers()?,
+                    workers: self.engine.workers(),
                 };
-                let report = evaluate::run(variant, &options, None)?;
+                let report = evaluate::run(variant, &options, &self.engine.worker(), None)?;
                 let scored = report.episodes.iter().map(|e| Scored { score: e.score, success: e.success });
                 kept.insert(key.clone(), scored.collect());
                 std::fs::write(&kept_at, serde_json::to_string(&kept)?)?;
@@ -192,7 +191,7 @@ impl Args {
         // Start states of their own, so that what is compared was not what is scored.
         let seed = self.seed.wrapping_add(1 << 32);
         let options = EvalOptions { episodes: RECORDED_EPISODES, seed, noise_seed: 0, workers: 1 };
-        evaluate::run(variant, &options, Some(Arc::clone(&seen)))?;
+        evaluate::run(variant, &options, &self.engine.worker(), Some(Arc::clone(&seen)))?;
         let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
         let size = variant.config.architecture.n_obs_steps * variant.config.observation.size();
         let found = seen.len() / size;

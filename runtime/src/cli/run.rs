@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::selection::{EngineArgs, EngineName, SamplerArgs, Selected, load};
+use super::selection::{EngineArgs, GpuArgs, SamplerArgs, Selected, load};
 use super::statistics::timing;
 use super::{Outcome, say};
 use crate::clock::Duration;
-use crate::config::{EngineChoice, RobotConfig};
+use crate::config::RobotConfig;
 use crate::control::Mode;
 use crate::daemon::Daemon;
 use crate::threads;
@@ -20,6 +20,8 @@ pub(super) struct Args {
     /// Threads of the CPU engine; otherwise one per processor, at most four.
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    #[command(flatten)]
+    gpu: GpuArgs,
 }
 
 /// How often mode and end are looked at.
@@ -31,12 +33,8 @@ impl Args {
         let folder = &config.policy.path;
         let selected = Selected::new(folder, load(folder)?, SamplerArgs::default(), &config.policy.schedule)?;
         let robot = config.resolve(&selected.config)?;
-        let engine = match config.policy.engine {
-            EngineChoice::Auto => EngineName::Auto,
-            EngineChoice::Gpu => EngineName::Gpu,
-            EngineChoice::Cpu => EngineName::Cpu,
-        };
-        let policy = selected.policy(EngineArgs { engine, threads: self.threads })?;
+        let engine = EngineArgs { engine: config.policy.engine, threads: self.threads, gpu: self.gpu };
+        let policy = selected.policy(&engine)?;
         let engine_name = policy.engine_name();
         let end = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&end);

@@ -1,6 +1,6 @@
 //! Arguments that choose what runs: policy, sampler, schedule, engine.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use refrain_policies::config::PolicyConfig;
@@ -11,7 +11,9 @@ use refrain_policies::schedule::Schedule;
 use refrain_policies::schedule_file::ScheduleFile;
 
 use crate::config::EngineChoice;
-use crate::engine::cpu::{CpuEngine, CpuWeights, Isa, Program};
+use crate::engine::choice::EngineSettings;
+use crate::engine::cpu::CpuWeights;
+use crate::engine::gpu::{self, Wait};
 use crate::engine::{Engine, EngineError};
 use crate::policy::Policy;
 
@@ -36,21 +38,27 @@ pub(super) struct SamplerArgs {
 }
 
 /// Engine arguments.
-#[derive(Clone, Copy, Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(super) struct EngineArgs {
-    /// Engine.
-    #[arg(long, value_enum, default_value_t = EngineName::Auto)]
-    pub(super) engine: EngineName,
+    /// Engine; `auto` takes the GPU where there is one and says so when there is none.
+    #[arg(long, value_enum, default_value_t = EngineChoice::Auto)]
+    pub(super) engine: EngineChoice,
     /// Threads of the CPU engine; otherwise one per processor, at most four.
     #[arg(long, value_name = "N")]
     pub(super) threads: Option<usize>,
+    #[command(flatten)]
+    pub(super) gpu: GpuArgs,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum EngineName {
-    Auto,
-    Gpu,
-    Cpu,
+/// Arguments of the GPU engine.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(super) struct GpuArgs {
+    /// Part of the GPU adapter's name, as `refrain doctor` lists it; otherwise the fastest one.
+    #[arg(long, value_name = "NAME")]
+    pub(super) adapter: Option<String>,
+    /// How to wait for the GPU: `spin` for latency, `sleep` for power.
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) wait: Wait,
 }
 
 /// Why a selection makes no sense.
@@ -69,16 +77,6 @@ pub(super) enum SelectionError {
 
 fn list(names: &[String]) -> String {
     names.iter().map(|n| format!(", {n}")).collect()
-}
-
-impl From<EngineName> for EngineChoice {
-    fn from(name: EngineName) -> Self {
-        match name {
-            EngineName::Auto => Self::Auto,
-            EngineName::Gpu => Self::Gpu,
-            EngineName::Cpu => Self::Cpu,
-        }
-    }
 }
 
 impl SamplerArgs {
@@ -170,7 +168,7 @@ impl Selected {
     }
 
     /// A policy on an engine of its own.
-    pub(super) fn policy(&self, engine: EngineArgs) -> Result<Policy, Box<dyn std::error::Error>> {
+    pub(super) fn policy(&self, engine: &EngineArgs) -> Result<Policy, Box<dyn std::error::Error>> {
         let engine = engine.make(&CpuWeights::new(Arc::clone(&self.package)), self.plan()?)?;
         Ok(Policy::new(self.config.clone(), engine))
     }
@@ -182,20 +180,32 @@ impl EngineArgs {
         self.threads.unwrap_or_else(|| crate::threads::parallelism().min(4)).max(1)
     }
 
-    /// An error when a GPU is asked for.
-    pub(super) fn cpu_only(&self) -> Result<(), EngineError> {
-        if self.engine == EngineName::Gpu { Err(EngineError::NoGpu) } else { Ok(()) }
+    /// What is asked of engines.
+    pub(super) fn settings(&self) -> EngineSettings {
+        let gpu = gpu::Options {
+            adapter: self.gpu.adapter.clone(),
+            wait: self.gpu.wait,
+            pipeline_cache: cache_folder(),
+            ..gpu::Options::default()
+        };
+        EngineSettings { choice: self.engine, threads: self.threads(), gpu }
     }
 
-    /// The engine asked for; falling back to the CPU is said on stderr.
+    /// The engine asked for.
     pub(super) fn make(
         &self,
         weights: &Arc<CpuWeights>,
         plan: Arc<Plan>,
     ) -> Result<Box<dyn Engine>, EngineError> {
-        self.cpu_only()?;
-        Ok(Box::new(CpuEngine::on(Program::new(weights, plan, Isa::detect())?, self.threads())?))
+        self.settings().open(weights, plan)
     }
+}
+
+/// Where compiled pipelines are kept: `refrain` in the user's cache folder.
+fn cache_folder() -> Option<PathBuf> {
+    let folder = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let cache = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))?;
+    Some(cache.join("refrain"))
 }
 
 /// Loads a package.

@@ -2,6 +2,7 @@
 //!
 //! One inference is: observation and noise in, trajectory out, the same operations in the same order every time.
 
+pub mod choice;
 pub mod cpu;
 pub mod gpu;
 
@@ -22,6 +23,11 @@ pub trait Engine: Send {
 
     /// What runs the plan, in a few words for people.
     fn name(&self) -> String;
+
+    /// How often it had to give way to a slower engine since it was made.
+    fn fallbacks(&self) -> u64 {
+        0
+    }
 }
 
 /// Why an engine cannot be made, or an inference cannot.
@@ -45,9 +51,6 @@ pub enum EngineError {
         /// Numbers that the plan needs.
         expected: usize,
     },
-    /// A GPU was asked for by name.
-    #[error("no GPU engine: this build runs policies on the CPU; use --engine cpu or auto")]
-    NoGpu,
     /// The system refused a thread.
     #[error("cannot start a CPU engine thread: {0}; lower engine threads or raise the process limit")]
     Thread(std::io::Error),

@@ -47,6 +47,11 @@ impl CpuWeights {
         Arc::new(Self { package, packed: Mutex::default() })
     }
 
+    /// The package they come from.
+    pub fn package(&self) -> &Arc<Package> {
+        &self.package
+    }
+
     /// Bytes that one weight of the large matrices takes: 2 for an f16 package, else 4.
     pub fn bytes_per_weight(&self) -> u64 {
         match self.package.weights.get("head.weight").map(|t| &t.data) {

@@ -80,6 +80,7 @@ impl Kernel {
     }
 
     /// Bytes of the kernel's parameters.
+    #[cfg(test)]
     pub(super) fn params(&self) -> usize {
         match self {
             Self::Linear { .. } => size_of::<params::Linear>(),

@@ -12,6 +12,7 @@ mod chain;
 mod fold;
 mod kernels;
 mod params;
+mod profile;
 mod program;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ use program::{Dispatch, Program};
 use weights::Weights;
 
 pub use adapter::{AdapterSummary, Level};
+pub use profile::KernelTime;
 
 /// Polls before a spinning wait gives way to a sleeping one; a poll takes about a microsecond.
 const SPINS: usize = 1 << 20;
@@ -39,7 +41,10 @@ const SPINS: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How an inference waits for the GPU.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
 pub enum Wait {
     /// Asks again and again: least latency, one busy core.
     #[default]
@@ -265,6 +270,17 @@ impl GpuEngine {
             self.dispatches(),
             self.bytes as f64 / 1e6
         )
+    }
+
+    /// Changes how long an inference may take before the device is taken for lost.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
+    /// Drops the device under the engine, as an unplugged adapter would, for tests.
+    #[cfg(test)]
+    pub(super) fn lose(&self) {
+        self.device.device.destroy();
     }
 
     /// The adapter in use.

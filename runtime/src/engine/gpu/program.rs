@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use bytemuck::Zeroable;
 use refrain_policies::plan::{self, Activation, MatrixId, Op, Plan, VectorId, View};
 
 use super::fold::{self, Folds, Triple};
@@ -33,6 +34,8 @@ pub(super) struct Program {
     pub(super) load: Vec<Dispatch>,
     /// For every inference.
     pub(super) infer: Vec<Dispatch>,
+    /// Does nothing, for measuring what a dispatch costs.
+    pub(super) idle: Dispatch,
     /// Parameters of all dispatches.
     pub(super) table: Table,
     /// Numbers in the arena, the upload included.
@@ -77,9 +80,11 @@ impl Program {
         let load = lower.list(&plan.load)?;
         let mut infer = lower.list(&plan.observe)?;
         infer.extend(lower.list(&plan.denoise)?);
+        let idle = lower.idle();
         Ok(Self {
             load,
             infer,
+            idle,
             arena: lower.upload_at + lower.upload,
             upload_at: lower.upload_at,
             upload: lower.upload,
@@ -400,6 +405,12 @@ impl<'a, 'b> Lower<'a, 'b> {
             params: self.table.add(&params),
             groups: [query.rows as u32, heads as u32],
         }
+    }
+
+    /// A sum over no elements.
+    fn idle(&mut self) -> Dispatch {
+        let params = self.table.add(&params::Combine::zeroed());
+        Dispatch { kernel: Kernel::Combine, shard: 0, params, groups: [1, 1] }
     }
 
     fn combine(&mut self, c: &plan::Combine) -> Dispatch {
