@@ -6,13 +6,17 @@
 //!                                                       + (q_h^T K_h m + q_h . k_h) / sqrt(d)
 //! out     = sum_h p_h O_h (V_h m + v_h)             = sum_h p_h (O_h V_h m + O_h v_h)
 //! ```
-//! so one product of m gives folded keys `[H, D]`, values `[H, D]` and offsets `[H]`, and a token then needs H S dot
-//! products instead of two matrices. Three dependent dispatches per block become one. Composed matrices are made at
+//! and LayerNorm, x = scale (d - mean(d)) gain + bias with d = y - y[0], goes the same way:
+//! ```text
+//! x . key = scale (d . (gain key) - mean(d) sum(gain key)) + bias . key
+//! ```
+//! so one product of m gives folded keys `[H, D]`, values `[H, D]`, offsets `[H]` and slopes `[H]`, and a token then
+//! needs H S dot products instead of two matrices. Three dependent dispatches per block become one. Composed matrices are made at
 //! load, in f32; they are larger than the originals, but read once per inference and not once per step.
 
 use std::collections::HashMap;
 
-use refrain_policies::plan::{Activation, BufferId, Linear, Matrix, Op, Plan, View};
+use refrain_policies::plan::{Activation, BufferId, Linear, Matrix, Op, Plan, VectorId, View};
 
 use super::weights::Weights;
 use crate::engine::EngineError;
@@ -48,9 +52,9 @@ pub(super) struct Folds<'a> {
     pub(super) len: usize,
 }
 
-/// Numbers of one folded key with its values and offsets.
+/// Numbers of one folded key with its values, offsets and slopes.
 pub(super) fn stride(width: usize, heads: usize) -> usize {
-    2 * heads * width + heads
+    2 * heads * width + 2 * heads
 }
 
 /// The three operations from `ops[0]` on, if that is what they are.
@@ -157,7 +161,7 @@ fn same_weights(fold: &Fold<'_>, t: &Triple<'_>) -> bool {
         == (t.query.matrix, t.query.bias, t.output.matrix)
 }
 
-/// The composed matrix `[2 H D + H, I]` and its bias, for one product of the condition tokens.
+/// The composed matrix `[2 H D + 2 H, I]` and its bias, for one product of the condition tokens.
 pub(super) fn compose(
     plan: &Plan,
     weights: &Weights<'_>,
@@ -172,6 +176,14 @@ pub(super) fn compose(
     };
     let (q, kv, o) = (flat(fold.query)?, flat(fold.keys)?, flat(fold.output)?);
     let (query_bias, kv_bias) = (bias(fold.query)?, bias(fold.keys)?);
+    let of = |id: VectorId| {
+        let v = &plan.vectors[id.0];
+        weights.values(&v.tensor, v.first, v.len)
+    };
+    let (gain, norm_bias) = match &fold.query.norm {
+        Some(norm) => (of(norm.gain)?, of(norm.bias)?),
+        None => (vec![1.0; width], vec![0.0; width]),
+    };
     let inputs = fold.keys.input.cols;
     let rows = stride(width, heads);
     let scale = (depth as f32).sqrt().recip();
@@ -184,12 +196,18 @@ pub(super) fn compose(
         to.iter_mut().zip(row_of(r)).for_each(|(t, v)| *t += factor * v);
     };
     for h in 0..heads {
+        let (offset, slope) = (2 * heads * width + h, 2 * heads * width + heads + h);
         for j in h * depth..(h + 1) * depth {
+            let (mut along_gain, mut along_bias) = (0.0, query_bias[j]);
             for c in 0..width {
-                add(h * width + c, scale * q[j * width + c], j);
+                let key = q[j * width + c];
+                along_gain += gain[c] * key;
+                along_bias += norm_bias[c] * key;
+                add(h * width + c, scale * gain[c] * key, j);
                 add((heads + h) * width + c, o[c * width + j], width + j);
             }
-            add(2 * heads * width + h, scale * query_bias[j], j);
+            add(offset, scale * along_bias, j);
+            add(slope, scale * along_gain, j);
         }
     }
     let matrix = composed.chunks(columns).flat_map(|row| &row[..inputs]).copied().collect();

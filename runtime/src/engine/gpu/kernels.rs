@@ -5,8 +5,9 @@
 use std::collections::HashMap;
 
 use super::adapter::{Device, Level};
+#[cfg(test)]
 use super::params;
-use super::weights::split;
+use super::weights::Tile;
 
 /// What all kernels share.
 const BINDINGS: &str = include_str!("../shaders/bindings.wgsl");
@@ -14,9 +15,7 @@ const BINDINGS: &str = include_str!("../shaders/bindings.wgsl");
 const SUM_SHARED: &str = include_str!("../shaders/sum_shared.wgsl");
 const SUM_SUBGROUP: &str = include_str!("../shaders/sum_subgroup.wgsl");
 
-/// Rows of a workgroup of `linear`.
-pub(super) const LINEAR_ROWS: usize = 16;
-/// Threads of a workgroup of `linear` and `combine`; downlevel adapters offer no more.
+/// Threads of a workgroup of most kernels; downlevel adapters offer no more.
 pub(super) const THREADS: usize = 256;
 
 /// A kernel and what is constant in it.
@@ -24,8 +23,12 @@ pub(super) const THREADS: usize = 256;
 pub(super) enum Kernel {
     /// `linear.wgsl`, `cpu/linear.rs`.
     Linear {
-        /// Outputs of a workgroup.
-        cols: usize,
+        /// How the matrix is cut.
+        tile: Tile,
+        /// Eights that a lane fetches at once.
+        steps: usize,
+        /// Inputs lie on multiples of four.
+        vector: bool,
         /// Weights are f16.
         half: bool,
         /// LayerNorm first.
@@ -38,10 +41,23 @@ pub(super) enum Kernel {
         /// Keys, rounded up.
         keys: usize,
     },
+    /// `attend.wgsl`: `attention` and `linear` of the CPU in one.
+    Attend {
+        /// Heads H.
+        heads: usize,
+        /// Keys S.
+        keys: usize,
+        /// Numbers per head.
+        depth: usize,
+        /// Weights are f16.
+        half: bool,
+    },
     /// `cross.wgsl`: `linear`, `attention` and `linear` of the CPU in one, see `fold`.
     Cross {
-        /// Heads times keys, rounded up.
-        slots: usize,
+        /// Heads H.
+        heads: usize,
+        /// Keys S.
+        keys: usize,
         /// Width D.
         width: usize,
     },
@@ -62,6 +78,7 @@ impl Kernel {
         match self {
             Self::Linear { .. } => "linear",
             Self::Attention { .. } => "attention",
+            Self::Attend { .. } => "attend",
             Self::Cross { .. } => "cross",
             Self::Combine => "combine",
             Self::Tokens { .. } => "tokens",
@@ -73,6 +90,7 @@ impl Kernel {
         match self {
             Self::Linear { .. } => include_str!("../shaders/linear.wgsl"),
             Self::Attention { .. } => include_str!("../shaders/attention.wgsl"),
+            Self::Attend { .. } => include_str!("../shaders/attend.wgsl"),
             Self::Cross { .. } => include_str!("../shaders/cross.wgsl"),
             Self::Combine => include_str!("../shaders/combine.wgsl"),
             Self::Tokens { .. } => include_str!("../shaders/tokens.wgsl"),
@@ -85,6 +103,7 @@ impl Kernel {
         match self {
             Self::Linear { .. } => size_of::<params::Linear>(),
             Self::Attention { .. } => size_of::<params::Attention>(),
+            Self::Attend { .. } => size_of::<params::Attend>(),
             Self::Cross { .. } => size_of::<params::Cross>(),
             Self::Combine => size_of::<params::Combine>(),
             Self::Tokens { .. } => size_of::<params::Tokens>(),
@@ -95,9 +114,9 @@ impl Kernel {
     pub(super) fn subgroups(&self, level: &Level) -> bool {
         let (low, high) = level.subgroups.unwrap_or_default();
         match self {
-            Self::Linear { cols, norm, .. } => low as usize >= split(*cols).max(if *norm { 16 } else { 0 }),
+            Self::Linear { tile, .. } => low as usize >= tile.split,
             Self::Attention { .. } => low >= 8,
-            Self::Cross { .. } => low >= 16,
+            Self::Attend { .. } | Self::Cross { .. } => low >= 32,
             Self::Combine => false,
             Self::Tokens { .. } => low >= 16 && low == high && high <= 64,
         }
@@ -105,7 +124,7 @@ impl Kernel {
 
     fn threads(&self, level: &Level) -> usize {
         match self {
-            Self::Linear { .. } | Self::Cross { .. } | Self::Combine => THREADS,
+            Self::Linear { .. } | Self::Attend { .. } | Self::Cross { .. } | Self::Combine => THREADS,
             Self::Attention { .. } => 128,
             Self::Tokens { .. } if self.subgroups(level) => level.subgroups.unwrap_or_default().0 as usize,
             Self::Tokens { .. } => 64,
@@ -117,18 +136,30 @@ impl Kernel {
         let mut constants = vec![("SIZE", self.threads(level) as f64)];
         let flag = |yes| f64::from(u8::from(yes));
         match *self {
-            Self::Linear { cols, half, norm, activation } => constants.extend([
-                ("COLS", cols as f64),
-                ("SPLIT", split(cols) as f64),
-                ("CHUNK", chunk(level) as f64),
+            Self::Linear { tile, steps, vector, half, norm, activation } => constants.extend([
+                ("COLS", tile.cols as f64),
+                ("SPLIT", tile.split as f64),
+                ("STEPS", steps as f64),
+                ("VECTOR", flag(vector)),
                 ("HALF", flag(half)),
                 ("NORM", flag(norm)),
                 ("ACTIVATION", f64::from(activation)),
             ]),
             Self::Attention { keys } => constants.push(("KEYS", keys as f64)),
-            Self::Cross { slots, width } => {
-                constants.extend([("SLOTS", slots as f64), ("WIDTH", width as f64)]);
-            }
+            Self::Attend { heads, keys, depth, half } => constants.extend([
+                ("HEADS", heads as f64),
+                ("KEYS", keys as f64),
+                ("DEPTH", depth as f64),
+                ("PAIRS", (heads * keys) as f64),
+                ("WIDTH", (heads * depth).next_multiple_of(128) as f64),
+                ("HALF", flag(half)),
+            ]),
+            Self::Cross { heads, keys, width } => constants.extend([
+                ("HEADS", heads as f64),
+                ("KEYS", keys as f64),
+                ("SLOTS", (heads * keys) as f64),
+                ("WIDTH", width as f64),
+            ]),
             Self::Combine => {}
             Self::Tokens { numbers, width } => {
                 let room = level.workgroup_memory as usize / 4;
@@ -150,16 +181,6 @@ impl Kernel {
     pub(super) fn source(&self, subgroups: bool) -> String {
         [if subgroups { SUM_SUBGROUP } else { SUM_SHARED }, BINDINGS, self.body()].join("\n")
     }
-}
-
-/// Inputs that `linear` stages at once: what fits with 16 rows beside the 4 KiB of sums.
-pub(super) fn chunk(level: &Level) -> usize {
-    if level.workgroup_memory >= 24 << 10 { 256 } else { 128 }
-}
-
-/// Fewest outputs of a tile of `linear` whose lanes fit into a chunk.
-pub(super) fn least_cols(level: &Level) -> usize {
-    if chunk(level) >= 256 { 2 } else { 4 }
 }
 
 /// Pipelines by kernel, made once.

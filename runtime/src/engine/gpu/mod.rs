@@ -28,7 +28,7 @@ use refrain_policies::plan::{Plan, Probe};
 
 use super::{Engine, EngineError};
 use adapter::Device;
-use kernels::{Pipelines, chunk, least_cols};
+use kernels::Pipelines;
 use program::{Dispatch, Program};
 use weights::Weights;
 
@@ -134,8 +134,7 @@ impl GpuEngine {
         let limits = device.device.limits();
         let limit = usize::try_from(limits.max_storage_buffer_binding_size.min(limits.max_buffer_size))
             .unwrap_or(usize::MAX);
-        let level = device.summary.level;
-        let mut weights = Weights::new(package, options.precision, limit, least_cols(&level));
+        let mut weights = Weights::new(package, options.precision, limit);
         let alignment = limits.min_uniform_buffer_offset_alignment as usize;
         let program = Program::new(&plan, &mut weights, alignment)?;
         for (what, bytes) in [("the arena", 4 * program.arena), ("the vectors", 4 * weights.numbers.len())] {
@@ -260,12 +259,11 @@ impl GpuEngine {
             Some(format!("{name} sums through {word}"))
         };
         let sums: Vec<String> =
-            ["linear", "attention", "cross", "tokens"].into_iter().filter_map(through).collect();
+            ["linear", "attention", "attend", "cross", "tokens"].into_iter().filter_map(through).collect();
         format!(
-            "{}; {}; {} inputs staged; {} pipelines, {} dispatches, {:.1} MB",
+            "{}; {}; {} pipelines, {} dispatches, {:.1} MB",
             self.device.summary,
             sums.join(", "),
-            chunk(level),
             self.pipelines.kernels().count(),
             self.dispatches(),
             self.bytes as f64 / 1e6

@@ -39,7 +39,7 @@ params!(
         eights: u32,
         bias_at: u32,
         gain_at: u32,
-        norm_bias_at: u32,
+        slope_at: u32,
         table_at: u32,
         output_at: u32,
         output_stride: u32,
@@ -67,16 +67,36 @@ params!(
 );
 
 params!(
+    /// Of `attend.wgsl`, where each field is explained.
+    Attend {
+        query_at: u32,
+        query_stride: u32,
+        keys_at: u32,
+        keys_stride: u32,
+        values_at: u32,
+        values_stride: u32,
+        rows: u32,
+        ahead: u32,
+        columns: u32,
+        matrix_at: u32,
+        eights: u32,
+        bias_at: u32,
+        output_at: u32,
+        output_stride: u32,
+        residual_at: u32,
+        residual_stride: u32,
+        terms_at: u32,
+        terms: u32,
+    }
+);
+
+params!(
     /// Of `cross.wgsl`, where each field is explained.
     Cross {
         input_at: u32,
         input_stride: u32,
-        heads: u32,
-        keys: u32,
         ahead: u32,
         segments: u32,
-        gain_at: u32,
-        norm_bias_at: u32,
         bias_at: u32,
         output_at: u32,
         output_stride: u32,

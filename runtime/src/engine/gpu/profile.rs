@@ -6,7 +6,7 @@ use super::adapter::Device;
 use super::kernels::Kernel;
 use super::program::Dispatch;
 use super::{GpuEngine, empty, unmapped};
-use crate::engine::{Engine, EngineError};
+use crate::engine::EngineError;
 
 /// Queries in one set; WebGPU grants no more.
 const QUERIES: usize = 4096;
@@ -93,7 +93,7 @@ impl GpuEngine {
     }
 
     /// Turns every dispatch into one workgroup of a kernel that does nothing: what is left is the floor that upload,
-    /// dependent dispatches and readback set on this adapter. [`Engine::infer`] then gives no trajectory.
+    /// dependent dispatches and readback set on this adapter. `infer` then gives no trajectory.
     pub fn emptied(mut self) -> Result<Self, EngineError> {
         let idle = self.program.idle;
         let index = self.pipelines.index(&self.device, Kernel::Combine);
@@ -111,9 +111,10 @@ impl Kernel {
     /// Kernel, variant and workgroups, for people.
     fn label(&self, groups: [u32; 2]) -> String {
         let variant = match self {
-            Self::Linear { cols, norm, activation, .. } => {
+            Self::Linear { tile, steps, norm, activation, .. } => {
                 let norm = if *norm { " norm" } else { "" };
-                format!(" {cols} columns{norm}{}", ["", " gelu", " mish"][(*activation as usize).min(2)])
+                let activation = ["", " gelu", " mish"][(*activation as usize).min(2)];
+                format!(" {} columns {} x {steps} eights{norm}{activation}", tile.cols, tile.split)
             }
             _ => String::new(),
         };

@@ -10,10 +10,14 @@ use bytemuck::Zeroable;
 use refrain_policies::plan::{self, Activation, MatrixId, Op, Plan, VectorId, View};
 
 use super::fold::{self, Folds, Triple};
-use super::kernels::{Kernel, LINEAR_ROWS, THREADS};
+use super::kernels::{Kernel, THREADS};
 use super::params::{self, NONE, SEGMENTS, Table};
-use super::weights::{Packed, Weights};
+use super::weights::{Packed, Tile, Weights};
 use crate::engine::EngineError;
+
+/// Most heads times keys, and widest stream, for which `attend` fits into the least workgroup memory.
+const MOST_PAIRS: usize = 128;
+const MOST_ATTENDED: usize = 256;
 
 /// One dispatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +120,7 @@ impl<'a, 'b> Lower<'a, 'b> {
         // The observation moves next to the noise, so that one copy brings both.
         let folds = Folds::of(plan, plan.arena);
         let upload_at = (plan.arena + folds.len).next_multiple_of(4);
-        let upload = plan.noise_len() + plan.observation.len();
+        let upload = (plan.noise_len() + plan.observation.len()).next_multiple_of(4);
         Self {
             plan,
             weights,
@@ -154,6 +158,11 @@ impl<'a, 'b> Lower<'a, 'b> {
                 let sum = ops.get(i + 3).and_then(|op| self.follows(triple.output, op));
                 out.push(self.cross(&triple, sum)?);
                 i += 3 + usize::from(sum.is_some());
+                continue;
+            }
+            if let Some((dispatch, used)) = self.attend(&ops[i..])? {
+                out.push(dispatch);
+                i += used;
                 continue;
             }
             let (dispatch, used) = match ops[i] {
@@ -254,7 +263,8 @@ impl<'a, 'b> Lower<'a, 'b> {
             return Ok(found);
         }
         let (matrix, bias) = fold::compose(self.plan, self.weights, fold)?;
-        let packed = self.weights.pack(&matrix, bias.len(), fold.keys.input.cols, false)?;
+        let (rows, depth) = (bias.len(), fold.keys.input.cols);
+        let packed = self.weights.pack(&matrix, rows, depth, Tile::of(rows, depth), false)?;
         let made = (packed, self.weights.append(&bias));
         self.composed.insert(key, made);
         Ok(made)
@@ -271,23 +281,15 @@ impl<'a, 'b> Lower<'a, 'b> {
                 *place = [at as u32, stride as u32, segment.keys.rows as u32, 0];
             }
         }
-        let keys: u32 = places.iter().map(|p| p[2]).sum();
-        let (gain_at, norm_bias_at) = match &t.query.norm {
-            Some(norm) => (self.vector(norm.gain)?, self.vector(norm.bias)?),
-            None => (NONE, NONE),
-        };
+        let keys = places.iter().map(|p| p[2] as usize).sum();
         let (output_at, output_stride) = self.optional(t.output.output.as_ref());
         let (residual_at, residual_stride) = self.optional(t.output.residual.as_ref());
         let (terms_at, terms) = sum.map_or((0, 0), |c| self.terms(&c.terms));
         let params = params::Cross {
             input_at: input.at as u32,
             input_stride: input.stride as u32,
-            heads: shape.heads as u32,
-            keys,
             ahead: t.attention.ahead.map_or(NONE, |ahead| ahead as u32),
             segments: t.attention.segments.len() as u32,
-            gain_at,
-            norm_bias_at,
             bias_at: self.vector(t.output.bias)?,
             output_at,
             output_stride,
@@ -298,9 +300,8 @@ impl<'a, 'b> Lower<'a, 'b> {
             padding: 0,
             places,
         };
-        let slots = (keys as usize * shape.heads).next_power_of_two().max(16);
         Ok(Dispatch {
-            kernel: Kernel::Cross { slots, width: shape.width },
+            kernel: Kernel::Cross { heads: shape.heads, keys, width: shape.width },
             shard: 0,
             params: self.table.add(&params),
             groups: [input.rows as u32, 1],
@@ -310,6 +311,7 @@ impl<'a, 'b> Lower<'a, 'b> {
     fn linear(&mut self, l: &plan::Linear, sum: Option<&plan::Combine>) -> Result<Dispatch, EngineError> {
         let input = self.place(&l.input);
         let fold = l.output.and_then(|v| self.folds.by_buffer.get(&v.buffer).copied());
+        let (mut gain_at, mut slope_at) = (NONE, NONE);
         let (packed, bias_at, rows, folded_at) = match fold {
             Some(fold) => {
                 let (packed, bias_at) = self.composed(&fold)?;
@@ -318,12 +320,15 @@ impl<'a, 'b> Lower<'a, 'b> {
             None => {
                 let matrix = &self.plan.matrices[l.matrix.0];
                 assert_eq!(input.cols, matrix.cols, "product with another depth");
-                (self.weights.matrix(matrix)?, self.vector(l.bias)?, matrix.rows, None)
+                let mut bias_at = self.vector(l.bias)?;
+                if let Some(norm) = &l.norm {
+                    let of = |id: VectorId| &self.plan.vectors[id.0];
+                    gain_at = self.vector(norm.gain)?;
+                    (slope_at, bias_at) =
+                        self.weights.normed(matrix, [of(norm.gain), of(norm.bias), of(l.bias)])?;
+                }
+                (self.weights.matrix(matrix, Tile::of(matrix.rows, matrix.cols))?, bias_at, matrix.rows, None)
             }
-        };
-        let (gain_at, norm_bias_at) = match &l.norm {
-            Some(norm) => (self.vector(norm.gain)?, self.vector(norm.bias)?),
-            None => (NONE, NONE),
         };
         let (output_at, output_stride) = match folded_at {
             Some(at) => (at as u32, rows as u32),
@@ -341,7 +346,7 @@ impl<'a, 'b> Lower<'a, 'b> {
             eights: packed.eights as u32,
             bias_at,
             gain_at,
-            norm_bias_at,
+            slope_at,
             table_at: l.table.map(|t| self.vector(t)).transpose()?.unwrap_or(NONE),
             output_at,
             output_stride,
@@ -352,7 +357,9 @@ impl<'a, 'b> Lower<'a, 'b> {
         };
         Ok(Dispatch {
             kernel: Kernel::Linear {
-                cols: packed.cols,
+                tile: packed.tile,
+                steps: packed.steps,
+                vector: [input.at, input.stride, input.cols].iter().all(|n| n.is_multiple_of(4)),
                 half: packed.half,
                 norm: l.norm.is_some(),
                 activation: match l.activation {
@@ -363,7 +370,7 @@ impl<'a, 'b> Lower<'a, 'b> {
             },
             shard: packed.shard,
             params: self.table.add(&params),
-            groups: [rows.div_ceil(packed.cols) as u32, input.rows.div_ceil(LINEAR_ROWS) as u32],
+            groups: [rows.div_ceil(packed.tile.cols) as u32, input.rows.div_ceil(packed.tile.rows()) as u32],
         })
     }
 
@@ -373,6 +380,63 @@ impl<'a, 'b> Lower<'a, 'b> {
             let place = self.place(v);
             (place.at as u32, place.stride as u32)
         })
+    }
+
+    /// Attention over one segment and the product that follows, where `attend` takes them.
+    fn attend(&mut self, ops: &[&'a Op]) -> Result<Option<(Dispatch, usize)>, EngineError> {
+        let [Op::Attention(a), Op::Linear(l), ..] = ops else { return Ok(None) };
+        let [segment] = a.segments.as_slice() else { return Ok(None) };
+        let (query, keys, values) =
+            (self.place(&a.query), self.place(&segment.keys), self.place(&segment.values));
+        let matrix = &self.plan.matrices[l.matrix.0];
+        let plain = l.input == a.output
+            && l.norm.is_none()
+            && l.table.is_none()
+            && l.activation == Activation::None
+            && l.output.is_none_or(|v| !self.folds.by_buffer.contains_key(&v.buffer));
+        let (heads, depth) = (self.plan.shape.heads, query.cols / self.plan.shape.heads);
+        let fours = [query.at, query.stride, keys.at, keys.stride, depth].iter().all(|n| n.is_multiple_of(4));
+        let fits = heads * keys.rows <= MOST_PAIRS && query.cols <= MOST_ATTENDED;
+        // Other workgroups still read what one of them writes.
+        let written = || [l.output, l.residual].into_iter().flatten();
+        let apart =
+            written().all(|v| [&query, &keys, &values].iter().all(|read| !self.place(&v).overlaps(read)));
+        let unseen = self.plan.probes.iter().all(|p| p.view.buffer != a.output.buffer);
+        if !(plain && fours && fits && apart && unseen) {
+            return Ok(None);
+        }
+        let sum = ops.get(2).and_then(|op| self.follows(l, op));
+        let packed = self.weights.matrix(matrix, Tile::ATTEND)?;
+        let (output_at, output_stride) = self.optional(l.output.as_ref());
+        let (residual_at, residual_stride) = self.optional(l.residual.as_ref());
+        let (terms_at, terms) = sum.map_or((0, 0), |c| self.terms(&c.terms));
+        let params = params::Attend {
+            query_at: query.at as u32,
+            query_stride: query.stride as u32,
+            keys_at: keys.at as u32,
+            keys_stride: keys.stride as u32,
+            values_at: values.at as u32,
+            values_stride: values.stride as u32,
+            rows: query.rows as u32,
+            ahead: a.ahead.map_or(NONE, |ahead| ahead as u32),
+            columns: matrix.rows as u32,
+            matrix_at: packed.at as u32,
+            eights: packed.eights as u32,
+            bias_at: self.vector(l.bias)?,
+            output_at,
+            output_stride,
+            residual_at,
+            residual_stride,
+            terms_at,
+            terms,
+        };
+        let dispatch = Dispatch {
+            kernel: Kernel::Attend { heads, keys: keys.rows, depth, half: packed.half },
+            shard: packed.shard,
+            params: self.table.add(&params),
+            groups: [matrix.rows.div_ceil(Tile::ATTEND.cols) as u32, query.rows.div_ceil(4) as u32],
+        };
+        Ok(Some((dispatch, 2 + usize::from(sum.is_some()))))
     }
 
     fn attention(&mut self, a: &plan::Attention) -> Dispatch {

@@ -59,7 +59,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if key < seen {
             let at = places(key).x + column;
             for (var d = lane; d < params.depth; d += LANES) {
-                score += arena[query + d] * arena[at + d];
+                score += value_at(query + d) * value_at(at + d);
             }
         }
         let sum = sum_lanes(vec4<f32>(score, 0.0, 0.0, 0.0), thread, LANES);
@@ -78,8 +78,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var s = 0u; s < seen; s++) {
             let e = exp(scores[s] - largest);
             total += e;
-            value += e * arena[places(s).y + column + d];
+            value += e * value_at(places(s).y + column + d);
         }
-        arena[params.output_at + row * params.output_stride + column + d] = value / total;
+        put(params.output_at + row * params.output_stride + column + d, value / total);
     }
 }

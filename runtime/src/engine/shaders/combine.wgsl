@@ -24,7 +24,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let at = params.output_at + row * params.output_stride + column;
     var value = weighted(params.terms_at, params.terms, row, column);
     if params.accumulate != 0u {
-        value += arena[at];
+        value += value_at(at);
     }
-    arena[at] = value;
+    put(at, value);
 }

@@ -1,17 +1,20 @@
 // `linear`: value = activation(norm(input) matrix^T + bias) + table, then output = value and
 // residual += value + terms. Twin: `cpu/linear.rs`.
 //
-// One workgroup computes 16 rows times COLS outputs, a thread 2 rows times 2 outputs over every SPLITth input.
-// The input goes through workgroup memory in chunks; the weights of a chunk are fetched to registers meanwhile.
-// Input `8 SPLIT j + SPLIT e + lane` of an output is element e of a lane's j-th eight weights.
+// One workgroup computes ROWS rows times COLS outputs, a thread 2 rows times 2 outputs over every SPLITth piece of
+// the input; nothing waits for another thread before the sums. LayerNorm is folded into the one pass: with
+// d = x - x[0], norm(x) w + b = scale * (sum(gain d w) - mean(d) * sum(gain w)) + (sum(norm bias w) + b), where the
+// last two sums come from the weights alone.
+// Element e of a lane's j-th eight weights is for input `8 SPLIT j + 4 SPLIT (e / 4) + 4 lane + e % 4`.
 
-/// Outputs of a workgroup: 2, 4 or 8.
-override COLS: u32 = 8u;
-/// Threads that share an output's inputs: `SIZE / (8 * COLS / 2)`.
+/// Outputs of a workgroup.
+override COLS: u32 = 16u;
+/// Threads that share an output's inputs.
 override SPLIT: u32 = 8u;
-/// Inputs that workgroup memory holds at once: a multiple of `8 SPLIT`, as many as FETCHED allows.
-override CHUNK: u32 = 256u;
-override STAGED: u32 = 16u * CHUNK;
+/// Eights that a lane fetches at once: 1, 2 or 4; a lane's number of eights is a multiple.
+override STEPS: u32 = 4u;
+/// Inputs lie on multiples of four.
+override VECTOR: bool = false;
 /// Weights are pairs of f16, otherwise f32.
 override HALF: bool = false;
 /// LayerNorm before the product.
@@ -19,10 +22,6 @@ override NORM: bool = false;
 /// 0 none, 1 GELU, 2 Mish.
 override ACTIVATION: u32 = 0u;
 
-/// Rows of a workgroup.
-const ROWS: u32 = 16u;
-/// Four weights, or eight halves, times this many are held in registers: `CHUNK / (8 SPLIT) * 2 * (HALF ? 1 : 2)`.
-const FETCHED: u32 = 16u;
 const EPSILON: f32 = 1e-5;
 
 struct Params {
@@ -35,11 +34,14 @@ struct Params {
     columns: u32,
     /// In units of 16 bytes.
     matrix_at: u32,
-    /// Eights of inputs per lane, over all chunks.
+    /// Eights of inputs per lane.
     eights: u32,
+    /// `[C]`: bias, with LayerNorm's part.
     bias_at: u32,
+    /// `[I]`, with LayerNorm.
     gain_at: u32,
-    norm_bias_at: u32,
+    /// `[C]`: sum of gain times weight, with LayerNorm.
+    slope_at: u32,
     /// `[R, C]` or NONE.
     table_at: u32,
     /// `[R, C]` or NONE.
@@ -54,7 +56,26 @@ struct Params {
 
 @group(0) @binding(3) var<uniform> params: Params;
 
-var<workgroup> staged: array<f32, STAGED>;
+/// What a lane needs for one eight: inputs of two rows, gains, weights of two outputs.
+struct Eight {
+    x0: vec4<f32>,
+    x1: vec4<f32>,
+    y0: vec4<f32>,
+    y1: vec4<f32>,
+    gain0: vec4<f32>,
+    gain1: vec4<f32>,
+    a0: vec4<u32>,
+    a1: vec4<u32>,
+    b0: vec4<u32>,
+    b1: vec4<u32>,
+}
+
+struct Sums {
+    /// Row 0 output 0, row 0 output 1, row 1 output 0, row 1 output 1.
+    products: vec4<f32>,
+    /// Row 0 sum and sum of squares, the same of row 1.
+    norms: vec4<f32>,
+}
 
 /// `0.5 v (1 + erf(v / sqrt 2))`, with erf by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7).
 fn gelu(v: f32) -> f32 {
@@ -82,120 +103,163 @@ fn activated(v: f32) -> f32 {
     return v;
 }
 
+/// Inputs k .. k + 4 of the row at `row`; beyond the row, `rest`.
+fn inputs(row: u32, k: u32, rest: f32) -> vec4<f32> {
+    var v = vec4<f32>(rest);
+    if VECTOR {
+        if k < params.depth {
+            v = arena[(row + k) / 4u];
+        }
+    } else {
+        if k < params.depth { v.x = value_at(row + k); }
+        if k + 1u < params.depth { v.y = value_at(row + k + 1u); }
+        if k + 2u < params.depth { v.z = value_at(row + k + 2u); }
+        if k + 3u < params.depth { v.w = value_at(row + k + 3u); }
+    }
+    return v;
+}
+
+/// Gains of inputs k .. k + 4; beyond the row they lie in the padding or in the next vector, and meet zeros.
+fn gains(k: u32) -> vec4<f32> {
+    return bitcast<vec4<f32>>(vectors[(params.gain_at + min(k, params.depth - 1u)) / 4u]);
+}
+
+fn fetch(j: u32, tiles: u32, lane: u32, row: u32, next: u32, centre: f32, next_centre: f32) -> Eight {
+    var f: Eight;
+    let units = select(2u, 1u, HALF);
+    let weights = tiles + j * COLS * SPLIT * units;
+    let beside = weights + SPLIT * units;
+    f.a0 = matrices[weights];
+    f.b0 = matrices[beside];
+    if !HALF {
+        f.a1 = matrices[weights + 1u];
+        f.b1 = matrices[beside + 1u];
+    }
+    let k = 8u * SPLIT * j + 4u * lane;
+    f.x0 = inputs(row, k, centre);
+    f.x1 = inputs(row, k + 4u * SPLIT, centre);
+    f.y0 = inputs(next, k, next_centre);
+    f.y1 = inputs(next, k + 4u * SPLIT, next_centre);
+    if NORM {
+        f.gain0 = gains(k);
+        f.gain1 = gains(k + 4u * SPLIT);
+    }
+    return f;
+}
+
+fn halves(v: vec2<u32>) -> vec4<f32> {
+    return vec4<f32>(unpack2x16float(v.x), unpack2x16float(v.y));
+}
+
+fn multiplied(sums: Sums, f: Eight, centre: f32, next_centre: f32) -> Sums {
+    var s = sums;
+    var a0 = bitcast<vec4<f32>>(f.a0);
+    var a1 = bitcast<vec4<f32>>(f.a1);
+    var b0 = bitcast<vec4<f32>>(f.b0);
+    var b1 = bitcast<vec4<f32>>(f.b1);
+    if HALF {
+        a0 = halves(f.a0.xy);
+        a1 = halves(f.a0.zw);
+        b0 = halves(f.b0.xy);
+        b1 = halves(f.b0.zw);
+    }
+    var x0 = f.x0;
+    var x1 = f.x1;
+    var y0 = f.y0;
+    var y1 = f.y1;
+    if NORM {
+        x0 -= centre;
+        x1 -= centre;
+        y0 -= next_centre;
+        y1 -= next_centre;
+        let one = vec4<f32>(1.0);
+        s.norms += vec4<f32>(
+            dot(x0 + x1, one), dot(x0, x0) + dot(x1, x1), dot(y0 + y1, one), dot(y0, y0) + dot(y1, y1)
+        );
+        x0 *= f.gain0;
+        x1 *= f.gain1;
+        y0 *= f.gain0;
+        y1 *= f.gain1;
+    }
+    s.products += vec4<f32>(
+        dot(x0, a0) + dot(x1, a1), dot(x0, b0) + dot(x1, b1), dot(y0, a0) + dot(y1, a1), dot(y0, b0) + dot(y1, b1)
+    );
+    return s;
+}
+
 @compute @workgroup_size(SIZE)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let lane = thread % SPLIT;
     let block = thread / SPLIT;
-    let first_row = group.y * ROWS;
-    let row = 2u * (block / (COLS / 2u));
-    let column = 2u * (block % (COLS / 2u));
-    let steps = CHUNK / (8u * SPLIT);
-
-    // Sixteen threads per row: their share of the sums that LayerNorm needs, around the row's first number.
-    let norm_row = min(first_row + thread / 16u, params.rows - 1u);
-    let norm_at = params.input_at + norm_row * params.input_stride;
-    var mean = 0.0;
-    var scale = 1.0;
+    let rows = 4u * SIZE / (SPLIT * COLS);
+    let tile = 2u * (block % (COLS / 2u));
+    let first_row = group.y * rows + 2u * (block / (COLS / 2u));
+    // Rows beyond the last are computed like the last and not written.
+    let row = params.input_at + min(first_row, params.rows - 1u) * params.input_stride;
+    let next = params.input_at + min(first_row + 1u, params.rows - 1u) * params.input_stride;
+    var centre = 0.0;
+    var next_centre = 0.0;
     if NORM {
-        let centre = arena[norm_at];
-        var sums = vec4<f32>(0.0);
-        for (var k = thread % 16u; k < params.depth; k += 16u) {
-            let d = arena[norm_at + k] - centre;
-            sums.x += d;
-            sums.y += d * d;
-        }
-        let s = row_sums(sums, thread) / f32(params.depth);
-        mean = centre + s.x;
-        scale = inverseSqrt(max(s.y - s.x * s.x, 0.0) + EPSILON);
+        centre = value_at(row);
+        next_centre = value_at(next);
     }
-
-    var sums = vec4<f32>(0.0);
-    for (var first = 0u; first < params.eights; first += steps) {
-        // Weights first: their latency passes while the input is staged.
-        var fetched: array<vec4<u32>, FETCHED>;
-        for (var j = 0u; j < steps; j++) {
-            // Beyond the last eight the first is fetched again; its inputs are staged as zero.
-            let eight = select(first + j, 0u, first + j >= params.eights);
-            for (var c = 0u; c < 2u; c++) {
-                let at = ((group.x * params.eights + eight) * COLS + column + c) * SPLIT + lane;
-                if HALF {
-                    fetched[2u * j + c] = matrices[params.matrix_at + at];
-                } else {
-                    fetched[4u * j + 2u * c] = matrices[params.matrix_at + 2u * at];
-                    fetched[4u * j + 2u * c + 1u] = matrices[params.matrix_at + 2u * at + 1u];
-                }
-            }
+    // What the end needs is asked for now.
+    let r = first_row + lane / 2u;
+    let c = group.x * COLS + tile + lane % 2u;
+    let writes = lane < 4u && r < params.rows && c < params.columns;
+    var bias = 0.0;
+    var slope = 0.0;
+    var residual = 0.0;
+    if writes {
+        bias = number(params.bias_at + c);
+        if NORM {
+            slope = number(params.slope_at + c);
         }
-        workgroupBarrier();
-        for (var k = thread % 16u; k < CHUNK; k += 16u) {
-            let input = first * 8u * SPLIT + k;
-            var v = 0.0;
-            if input < params.depth {
-                v = arena[norm_at + input];
-                if NORM {
-                    v = (v - mean) * scale * number(params.gain_at + input) + number(params.norm_bias_at + input);
-                }
-            }
-            staged[(thread / 16u) * CHUNK + k] = v;
-        }
-        workgroupBarrier();
-        for (var j = 0u; j < steps; j++) {
-            var a: array<vec4<f32>, 2>;
-            var b: array<vec4<f32>, 2>;
-            if HALF {
-                let p = fetched[2u * j];
-                let q = fetched[2u * j + 1u];
-                a[0] = vec4<f32>(unpack2x16float(p.x), unpack2x16float(p.y));
-                a[1] = vec4<f32>(unpack2x16float(p.z), unpack2x16float(p.w));
-                b[0] = vec4<f32>(unpack2x16float(q.x), unpack2x16float(q.y));
-                b[1] = vec4<f32>(unpack2x16float(q.z), unpack2x16float(q.w));
-            } else {
-                a[0] = bitcast<vec4<f32>>(fetched[4u * j]);
-                a[1] = bitcast<vec4<f32>>(fetched[4u * j + 1u]);
-                b[0] = bitcast<vec4<f32>>(fetched[4u * j + 2u]);
-                b[1] = bitcast<vec4<f32>>(fetched[4u * j + 3u]);
-            }
-            for (var h = 0u; h < 2u; h++) {
-                let at = row * CHUNK + (8u * j + 4u * h) * SPLIT + lane;
-                let x = vec4<f32>(
-                    staged[at], staged[at + SPLIT], staged[at + 2u * SPLIT], staged[at + 3u * SPLIT]
-                );
-                let y = vec4<f32>(
-                    staged[at + CHUNK],
-                    staged[at + CHUNK + SPLIT],
-                    staged[at + CHUNK + 2u * SPLIT],
-                    staged[at + CHUNK + 3u * SPLIT]
-                );
-                sums += vec4<f32>(dot(x, a[h]), dot(x, b[h]), dot(y, a[h]), dot(y, b[h]));
-            }
+        if params.residual_at != NONE {
+            residual = value_at(params.residual_at + r * params.residual_stride + c)
+                + weighted(params.terms_at, params.terms, r, c);
         }
     }
-
-    let sum = sum_lanes(sums, thread, SPLIT);
-    let r = first_row + row + lane / 2u;
-    let c = group.x * COLS + column + lane % 2u;
-    if lane < 4u && r < params.rows && c < params.columns {
-        var value = activated(sum + number(params.bias_at + c));
+    var s: Sums;
+    let tiles = params.matrix_at
+        + ((group.x * params.eights * COLS + tile) * SPLIT + lane) * select(2u, 1u, HALF);
+    for (var first = 0u; first < params.eights; first += STEPS) {
+        let f0 = fetch(first, tiles, lane, row, next, centre, next_centre);
+        var f1: Eight;
+        var f2: Eight;
+        var f3: Eight;
+        if STEPS >= 2u {
+            f1 = fetch(first + 1u, tiles, lane, row, next, centre, next_centre);
+        }
+        if STEPS >= 4u {
+            f2 = fetch(first + 2u, tiles, lane, row, next, centre, next_centre);
+            f3 = fetch(first + 3u, tiles, lane, row, next, centre, next_centre);
+        }
+        s = multiplied(s, f0, centre, next_centre);
+        if STEPS >= 2u {
+            s = multiplied(s, f1, centre, next_centre);
+        }
+        if STEPS >= 4u {
+            s = multiplied(s, f2, centre, next_centre);
+            s = multiplied(s, f3, centre, next_centre);
+        }
+    }
+    var sum = sum_lanes(s.products, thread, SPLIT);
+    if NORM {
+        let both = sum_four(s.norms, thread, SPLIT) / f32(params.depth);
+        let n = select(both.zw, both.xy, lane < 2u);
+        sum = (sum - n.x * slope) * inverseSqrt(max(n.y - n.x * n.x, 0.0) + EPSILON);
+    }
+    if writes {
+        var value = activated(sum + bias);
         if params.table_at != NONE {
             value += number(params.table_at + r * params.columns + c);
         }
         if params.output_at != NONE {
-            arena[params.output_at + r * params.output_stride + c] = value;
+            put(params.output_at + r * params.output_stride + c, value);
         }
         if params.residual_at != NONE {
-            let at = params.residual_at + r * params.residual_stride + c;
-            arena[at] += value + weighted(params.terms_at, params.terms, r, c);
+            put(params.residual_at + r * params.residual_stride + c, residual + value);
         }
     }
-}
-
-/// Sums over the sixteen threads of a row; each of them gets them.
-fn row_sums(value: vec4<f32>, thread: u32) -> vec2<f32> {
-    let sum = sum_lanes(value, thread, 16u);
-    workgroupBarrier();
-    if thread % 16u < 2u {
-        staged[2u * (thread / 16u) + thread % 16u] = sum;
-    }
-    workgroupBarrier();
-    return vec2<f32>(staged[2u * (thread / 16u)], staged[2u * (thread / 16u) + 1u]);
 }

@@ -25,6 +25,22 @@ fn sum_lanes(value: vec4<f32>, thread: u32, split: u32) -> f32 {
     return sum;
 }
 
+/// Sums over `split` neighbouring threads, as above; lanes 0..4 of them get all components.
+fn sum_four(value: vec4<f32>, thread: u32, split: u32) -> vec4<f32> {
+    workgroupBarrier();
+    for (var c = 0u; c < 4u; c++) {
+        partial[c * SIZE + thread] = value[c];
+    }
+    workgroupBarrier();
+    var sum = vec4<f32>(0.0);
+    if thread % split < 4u {
+        for (var i = thread / split * split; i < thread / split * split + split; i++) {
+            sum += vec4<f32>(partial[i], partial[SIZE + i], partial[2u * SIZE + i], partial[3u * SIZE + i]);
+        }
+    }
+    return sum;
+}
+
 /// Sums over the workgroup; every thread gets them.
 fn sum_all(value: vec4<f32>, thread: u32) -> vec4<f32> {
     workgroupBarrier();

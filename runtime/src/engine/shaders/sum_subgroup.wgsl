@@ -13,11 +13,24 @@ var<workgroup> partial: array<vec4<f32>, SIZE>;
 /// Sums over `split` neighbouring threads (a power of two, at least 4, at most a subgroup): lanes 0..4 of them get
 /// components 0..4.
 fn sum_lanes(value: vec4<f32>, thread: u32, split: u32) -> f32 {
-    var sum = value;
-    for (var mask = 1u; mask < split; mask *= 2u) {
+    // Two exchanges leave a lane one component of four lanes; the others only add.
+    let odd = thread % 2u == 1u;
+    let pair = select(value.xz, value.yw, odd) + subgroupShuffleXor(select(value.yw, value.xz, odd), 1u);
+    let high = thread % 4u >= 2u;
+    var sum = select(pair.x, pair.y, high) + subgroupShuffleXor(select(pair.y, pair.x, high), 2u);
+    for (var mask = 4u; mask < split; mask *= 2u) {
         sum += subgroupShuffleXor(sum, mask);
     }
-    return sum[thread % 4u];
+    return sum;
+}
+
+/// Sums over `split` neighbouring threads, as above; lanes 0..4 of them get all components.
+fn sum_four(value: vec4<f32>, thread: u32, split: u32) -> vec4<f32> {
+    let sum = sum_lanes(value, thread, split);
+    let other = subgroupShuffleXor(sum, 1u);
+    let pair = select(vec2<f32>(sum, other), vec2<f32>(other, sum), thread % 2u == 1u);
+    let rest = subgroupShuffleXor(pair, 2u);
+    return select(vec4<f32>(pair, rest), vec4<f32>(rest, pair), thread % 4u >= 2u);
 }
 
 /// Sums over the workgroup; every thread gets them.

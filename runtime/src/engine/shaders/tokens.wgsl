@@ -71,7 +71,7 @@ var<workgroup> model: array<f32, NUMBERS>;
 fn base(row: u32, column: u32, sum_at: u32, sum_stride: u32) -> f32 {
     var value = number(params.table_at + row * params.width + column);
     if sum_at != NONE {
-        value += arena[sum_at + row * sum_stride + column];
+        value += value_at(sum_at + row * sum_stride + column);
     }
     return value;
 }
@@ -88,7 +88,7 @@ fn embedded(value: f32, column: u32) -> f32 {
 /// One column of the token that the head sees.
 fn token(row: u32, column: u32, quiet: bool) -> f32 {
     if !quiet {
-        return arena[params.input_at + row * params.input_stride + column];
+        return value_at(params.input_at + row * params.input_stride + column);
     }
     if HOLD {
         return embedded(held[column], column);
@@ -100,7 +100,7 @@ fn token(row: u32, column: u32, quiet: bool) -> f32 {
 fn imposed(row: u32, i: u32, value: f32) -> f32 {
     if params.impose_at != NONE && row < params.impose_rows && i >= params.impose_first
         && i < params.impose_first + params.impose_columns {
-        return arena[params.impose_at + row * params.impose_stride + i - params.impose_first];
+        return value_at(params.impose_at + row * params.impose_stride + i - params.impose_first);
     }
     return value;
 }
@@ -148,11 +148,11 @@ fn head(row: u32, thread: u32, index: u32, quiet: bool) {
         let x = trajectory[i];
         let m = model[i];
         if params.model_at != NONE && !quiet {
-            arena[params.model_at + row * params.model_stride + i] = m;
+            put(params.model_at + row * params.model_stride + i, m);
         }
         let clip = number(s + 2u);
         let x0 = clamp(number(s) * x + number(s + 1u) * m, -clip, clip);
-        let noise = arena[params.noise_at + ((params.step + index + 1u) * params.tokens + row) * NUMBERS + i];
+        let noise = value_at(params.noise_at + ((params.step + index + 1u) * params.tokens + row) * NUMBERS + i);
         let next = number(s + 3u) * x0 + number(s + 4u) * x + number(s + 5u) * m + number(s + 6u) * noise;
         trajectory[i] = imposed(row, i, next);
     }
@@ -165,9 +165,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let place = params.trajectory_at + row * params.trajectory_stride;
     for (var i = thread; i < NUMBERS; i += SIZE) {
         if params.start != 0u {
-            trajectory[i] = imposed(row, i, arena[params.noise_at + row * NUMBERS + i]);
+            trajectory[i] = imposed(row, i, value_at(params.noise_at + row * NUMBERS + i));
         } else {
-            trajectory[i] = arena[place + i];
+            trajectory[i] = value_at(place + i);
         }
     }
     workgroupBarrier();
@@ -190,13 +190,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     if params.start != 0u || index > 0u {
         for (var i = thread; i < NUMBERS; i += SIZE) {
-            arena[place + i] = trajectory[i];
+            put(place + i, trajectory[i]);
         }
     }
     if params.output_at != NONE {
         for (var c = thread; c < params.width; c += SIZE) {
             let x = embedded(base(row, c, params.sum_at, params.sum_stride), c);
-            arena[params.output_at + row * params.output_stride + c] = x;
+            put(params.output_at + row * params.output_stride + c, x);
         }
     }
 }
