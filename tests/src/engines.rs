@@ -10,6 +10,7 @@ use refrain_policies::sampler::{SamplerConfig, SamplerKind};
 use refrain_policies::schedule::Schedule;
 use refrain_runtime::engine::Engine;
 use refrain_runtime::engine::cpu::CpuEngine;
+use refrain_runtime::engine::gpu::{self, GpuEngine};
 use refrain_runtime::policy::{Policy, Prediction};
 
 use crate::compare::Table;
@@ -20,11 +21,30 @@ use crate::trace::Trace;
 pub enum Present {
     /// The CPU engine on so many threads.
     Cpu(usize),
+    /// The GPU engine, on a processor in disguise if there is nothing else (Mesa's lavapipe in CI).
+    Gpu,
 }
 
-/// Every engine that is present, each once.
+/// Every engine that is present, each once; says loudly when there is no GPU.
 pub fn present() -> Vec<Present> {
-    vec![Present::Cpu(2)]
+    let mut engines = vec![Present::Cpu(2)];
+    if GpuEngine::adapters().is_empty() {
+        eprintln!("SKIPPED: no GPU adapter, the GPU engine was not compared; install mesa-vulkan-drivers");
+    } else {
+        engines.push(Present::Gpu);
+    }
+    engines
+}
+
+/// A GPU engine on whatever adapter there is, its memory poisoned, so that reading what was never written shows.
+///
+/// # Panics
+/// When it cannot be made.
+pub fn gpu(package: &Package, plan: &Arc<Plan>) -> GpuEngine {
+    // Software adapters on a busy machine take their time.
+    let patience = std::time::Duration::from_secs(600);
+    let options = gpu::Options { software: true, poison: true, patience, ..gpu::Options::default() };
+    GpuEngine::new(package, Arc::clone(plan), &options).expect("a GPU engine")
 }
 
 impl Present {
@@ -34,6 +54,15 @@ impl Present {
             Self::Cpu(threads) => Box::new(
                 CpuEngine::new(Arc::clone(package), Arc::clone(plan), threads).expect("a CPU engine"),
             ),
+            Self::Gpu => Box::new(gpu(package, plan)),
+        }
+    }
+
+    /// How many of a trace's observations are compared: software adapters are slow.
+    fn observations(self, trace: &Trace) -> usize {
+        match self {
+            Self::Cpu(_) => trace.batch(),
+            Self::Gpu => trace.batch().min(1),
         }
     }
 
@@ -52,6 +81,12 @@ impl Present {
                     CpuEngine::new(Arc::clone(package), Arc::clone(plan), threads).expect("a CPU engine");
                 engine.infer(observation, noise, &mut trajectory).expect("an inference");
                 plan.probes.iter().map(|probe| (probe.clone(), engine.probe(probe))).collect()
+            }
+            Self::Gpu => {
+                let mut engine = gpu(package, plan);
+                engine.infer(observation, noise, &mut trajectory).expect("an inference");
+                let mut value = |probe: &Probe| engine.probe(probe).expect("a probed value");
+                plan.probes.iter().map(|probe| (probe.clone(), value(probe))).collect()
             }
         }
     }
@@ -94,7 +129,7 @@ pub fn compare_run(
     let normalised = |actions: &[f32]| -> Vec<f32> {
         actions.chunks(scale.len()).flat_map(|a| a.iter().zip(scale).map(|(v, s)| v * s)).collect()
     };
-    for b in 0..trace.batch() {
+    for b in 0..engine.observations(trace) {
         let noise = trace.noise(b, plan.shape.steps);
         policy.predict(trace.at("obs_raw", b), &noise, &mut out).expect("a prediction");
         let golden = trace.at(&format!("{run}trajectory_norm"), b);
@@ -132,7 +167,7 @@ pub fn compare_forward(engine: Present, package: &Package, trace: &Trace, tolera
         let package = with_sampler(package, sampler);
         let plan = Arc::new(Plan::traced(&package.config, &Schedule::full(&a, 1)).expect("a plan"));
         let mut compared = 0;
-        for b in 0..trace.batch() {
+        for b in 0..engine.observations(trace) {
             let noise = trace.noise(b, 1);
             let observation = if a.obs_as_cond {
                 trace.at("obs_norm", b).to_vec()
@@ -164,7 +199,8 @@ pub fn compare_forward(engine: Present, package: &Package, trace: &Trace, tolera
         // Every number of the trace's pass was compared.
         let prefix = format!("forward.t{t}.");
         let traced = |name: &&str| trace.shape(name).map_or(0, |s| s.iter().product::<usize>());
-        let expected: usize = trace.names(&prefix).iter().map(traced).sum();
+        let all: usize = trace.names(&prefix).iter().map(traced).sum();
+        let expected = all / trace.batch() * engine.observations(trace);
         assert_eq!(compared, expected, "forward.t{t}: numbers compared");
     }
 }
@@ -185,7 +221,7 @@ pub fn compare_eps(
     assert_eq!(at.len(), kept, "{name}");
     let full = Schedule::full(&package.config.architecture, steps);
     let plan = Arc::new(Plan::traced(&package.config, &full).expect("a plan"));
-    for b in 0..trace.batch() {
+    for b in 0..engine.observations(trace) {
         let noise = trace.noise(b, steps);
         let probes = engine.probes(package, &plan, trace.at("obs_norm", b), &noise);
         for (i, step) in at.iter().enumerate() {

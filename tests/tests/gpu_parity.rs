@@ -7,14 +7,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use proptest::prelude::*;
 use refrain_policies::import::{self, Options as Import};
 use refrain_policies::package::{Dtype, Package};
-use refrain_policies::plan::{Op, Plan};
+use refrain_policies::plan::{Op, Plan, Probed};
 use refrain_policies::sampler::SamplerKind;
 use refrain_policies::schedule::{self, Cell, Schedule};
 use refrain_runtime::engine::cpu::CpuEngine;
 use refrain_runtime::engine::gpu::{GpuEngine, Options, Wait};
 use refrain_runtime::engine::{Engine, EngineError};
+use refrain_tests::model::{Model, Rows};
+use refrain_tests::{engines, random};
 
 /// Tolerances of the denoised trajectory, normalised units.
 const WITHIN_F32: f32 = 2e-4;
@@ -281,4 +284,88 @@ fn errors_are_named() {
     // A refused inference leaves the engine usable.
     let observation = vec![0.0; plan.observation.len()];
     gpu.infer(&observation, &noise, &mut out).expect("an inference");
+}
+
+/// Compiled pipelines are kept on disk, and a damaged file costs time, not the engine.
+#[test]
+fn pipelines_are_kept() {
+    if !present() {
+        return;
+    }
+    let package = fixture("mlp_causal", Dtype::F16);
+    let schedule = Schedule::full(&package.config.architecture, package.config.sampler.inference_steps);
+    let plan = Arc::new(Plan::compile(&package.config, &schedule).expect("a plan"));
+    let folder = tempfile::tempdir().expect("a folder");
+    let with_cache = Options { pipeline_cache: Some(folder.path().to_owned()), ..options() };
+    let gpu = GpuEngine::new(&package, Arc::clone(&plan), &with_cache).expect("an engine");
+    if !gpu.adapter().level.pipeline_cache {
+        eprintln!("SKIPPED: {} keeps no pipelines", gpu.adapter().name);
+        return;
+    }
+    let files = || -> Vec<_> {
+        std::fs::read_dir(folder.path()).expect("a folder").map(|f| f.expect("a file").path()).collect()
+    };
+    assert_eq!(files().len(), 1, "one file per adapter");
+    for damage in [&b"not a cache"[..], &[]] {
+        std::fs::write(&files()[0], damage).expect("a file");
+        let mut gpu = GpuEngine::new(&package, Arc::clone(&plan), &with_cache).expect("an engine");
+        let mut out = vec![f32::NAN; plan.trajectory.len()];
+        gpu.infer(&vec![0.0; plan.observation.len()], &vec![0.0; plan.noise_len()], &mut out)
+            .expect("an inference");
+        assert!(out.iter().all(|v| v.is_finite()));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+
+    /// Widths, heads, tokens and layers that are multiples of nothing, against the plain definition of the model in f64:
+    /// every block's output, the condition tokens, the denoiser's outputs and the trajectory.
+    #[test]
+    fn random_shapes_agree_with_the_definition(
+        architecture in random::architectures(),
+        observed in 1..30usize,
+        actions in 1..8usize,
+        percent in 20..100usize,
+        seed in 0..u64::MAX,
+    ) {
+        if !present() {
+            return Ok(());
+        }
+        let steps = 3;
+        let config = random::config(&architecture, observed, actions, steps, seed);
+        prop_assume!(config.problems().is_empty());
+        let package = random::package(config, Dtype::F32, seed);
+        let schedule = random::schedule(&architecture, steps, percent, seed);
+        let plan = Arc::new(Plan::traced(&package.config, &schedule).expect("a plan"));
+        let mut numbers = random::Random::new(seed);
+        let (observation, noise) = (numbers.normals(plan.observation.len()), numbers.normals(plan.noise_len()));
+        let reference = Model::new(&package).denoise(&schedule, &observation, &noise);
+        let mut gpu = engines::gpu(&package, &plan);
+        let mut out = vec![f32::NAN; plan.trajectory.len()];
+        gpu.infer(&observation, &noise, &mut out).expect("an inference");
+        let close = |got: &[f32], expected: &Rows, what: &str| -> Result<(), TestCaseError> {
+            let expected: Vec<f64> = expected.iter().flatten().copied().collect();
+            let scale = expected.iter().fold(1.0f64, |m, v| m.max(v.abs()));
+            prop_assert_eq!(got.len(), expected.len());
+            for (g, e) in got.iter().zip(&expected) {
+                prop_assert!((f64::from(*g) - e).abs() <= f64::from(WITHIN_F32) * scale, "{}: {} for {}", what, g, e);
+            }
+            Ok(())
+        };
+        for probe in &plan.probes {
+            let got = gpu.probe(probe).expect("a probe");
+            let step = &reference.steps[probe.step];
+            let expected = match probe.what {
+                Probed::Block(block) => {
+                    step.blocks.iter().find(|(b, _)| *b == block).expect("a computed block").1.clone()
+                }
+                Probed::Model => step.model.clone(),
+                Probed::TimeMemory => step.memory[..1].to_vec(),
+                Probed::Memory => step.memory[step.memory.len() - probe.view.rows..].to_vec(),
+            };
+            close(&got, &expected, &format!("{:?} of step {}", probe.what, probe.step))?;
+        }
+        close(&out, &reference.trajectory, "trajectory")?;
+    }
 }

@@ -66,9 +66,11 @@ pub(super) fn drop_dead(plan: &mut Plan) {
 
 /// Places every used buffer; two share memory when one is dead before the other is born.
 ///
-/// What `load` writes stays for ever; what an inference writes lives from its first write to its last use.
+/// What `load` writes stays for ever; what an inference writes lives from its first write to its last use. What an
+/// attention reads lives one operation longer, so that an engine may do the product that follows in the same kernel.
 pub(super) fn place(plan: &mut Plan) {
     let timeline: Vec<(Vec<View>, Vec<View>)> = plan.ops().map(touched).collect();
+    let attends: Vec<bool> = plan.ops().map(|op| matches!(op, Op::Attention(_))).collect();
     let loaded = plan.load.len();
     let mut life: Vec<Option<(usize, usize)>> = vec![None; plan.buffers.len()];
     let mut written_at_load = vec![false; plan.buffers.len()];
@@ -82,7 +84,7 @@ pub(super) fn place(plan: &mut Plan) {
     let end = timeline.len();
     for (i, (reads, writes)) in timeline.iter().enumerate() {
         for view in reads.iter().chain(writes) {
-            extend(view.buffer, i, i);
+            extend(view.buffer, i, i + usize::from(attends[i]));
             // Written at load and read by inferences: it must survive all of them.
             if i >= loaded && written_at_load[view.buffer.0] {
                 extend(view.buffer, 0, end);

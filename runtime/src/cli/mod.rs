@@ -4,6 +4,7 @@ mod bench;
 mod calibrate;
 #[cfg(feature = "pusht")]
 mod demo;
+mod doctor;
 #[cfg(feature = "pusht")]
 mod evaluate;
 mod import;
@@ -49,6 +50,8 @@ enum Command {
     Calibrate(calibrate::Args),
     /// Time a policy on this machine, beside the floor that the machine sets.
     Bench(bench::Args),
+    /// Show what this machine offers, what is chosen and why, and test every engine.
+    Doctor(doctor::Args),
     /// Score a policy over many episodes.
     #[cfg(feature = "pusht")]
     Eval(evaluate::Args),
@@ -86,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => args.run(),
         Command::Calibrate(args) => args.run(),
         Command::Bench(args) => args.run(),
+        Command::Doctor(args) => args.run(),
         Command::Run(args) => args.run(),
         #[cfg(feature = "pusht")]
         Command::Demo(args) => args.run(),

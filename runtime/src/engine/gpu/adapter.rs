@@ -23,6 +23,13 @@ pub struct AdapterSummary {
     pub level: Level,
 }
 
+impl AdapterSummary {
+    /// A processor in disguise, which `auto` never takes.
+    pub fn software(&self) -> bool {
+        self.kind == format!("{:?}", wgpu::DeviceType::Cpu)
+    }
+}
+
 /// What the engine uses of an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Level {

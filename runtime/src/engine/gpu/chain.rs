@@ -153,7 +153,6 @@ impl<'a> Lower<'a, '_> {
             trajectory_stride: trajectory.stride as u32,
             noise_at: self.upload_at as u32,
             tokens: shape.tokens as u32,
-            width: shape.width as u32,
             start: u32::from(chain.start.is_some()),
             input_at,
             input_stride,

@@ -18,6 +18,7 @@ use std::collections::HashMap;
 
 use refrain_policies::plan::{Activation, BufferId, Linear, Matrix, Op, Plan, VectorId, View};
 
+use super::params::CROSS_KEYS;
 use super::weights::Weights;
 use crate::engine::EngineError;
 
@@ -91,7 +92,10 @@ impl<'a> Folds<'a> {
             let Op::Attention(attention) = ops[i] else { continue };
             let found = i.checked_sub(1).and_then(|first| triple(&ops[first..]));
             let keys: usize = attention.segments.iter().map(|s| s.keys.rows).sum();
-            let small = keys * heads <= MOST_SLOTS && width <= MOST_WIDTH && attention.query.cols == width;
+            let small = keys * heads <= MOST_SLOTS
+                && keys <= CROSS_KEYS
+                && width <= MOST_WIDTH
+                && attention.query.cols == width;
             for segment in &attention.segments {
                 let buffer = segment.keys.buffer;
                 let beside = View { at: segment.keys.at + width, ..segment.keys };

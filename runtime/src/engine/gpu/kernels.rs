@@ -151,7 +151,7 @@ impl Kernel {
                 ("KEYS", keys as f64),
                 ("DEPTH", depth as f64),
                 ("PAIRS", (heads * keys) as f64),
-                ("WIDTH", (heads * depth).next_multiple_of(128) as f64),
+                ("SHARES", (heads * 16) as f64),
                 ("HALF", flag(half)),
             ]),
             Self::Cross { heads, keys, width } => constants.extend([
@@ -166,6 +166,7 @@ impl Kernel {
                 let hold = width + 2 * numbers + 4 * self.threads(level) + 64 <= room;
                 constants.extend([
                     ("NUMBERS", numbers as f64),
+                    ("WIDTH", width as f64),
                     ("HOLD", flag(hold)),
                     ("HELD", if hold { width as f64 } else { 1.0 }),
                 ]);

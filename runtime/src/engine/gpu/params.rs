@@ -79,7 +79,6 @@ params!(
         ahead: u32,
         columns: u32,
         matrix_at: u32,
-        eights: u32,
         bias_at: u32,
         output_at: u32,
         output_stride: u32,
@@ -96,7 +95,6 @@ params!(
         input_at: u32,
         input_stride: u32,
         ahead: u32,
-        segments: u32,
         bias_at: u32,
         output_at: u32,
         output_stride: u32,
@@ -104,8 +102,9 @@ params!(
         residual_stride: u32,
         terms_at: u32,
         terms: u32,
-        padding: u32,
-        places: [[u32; 4]; SEGMENTS],
+        padding0: u32,
+        padding1: u32,
+        places: [[u32; 4]; CROSS_KEYS / 4],
     }
 );
 
@@ -129,7 +128,6 @@ params!(
         trajectory_stride: u32,
         noise_at: u32,
         tokens: u32,
-        width: u32,
         start: u32,
         input_at: u32,
         input_stride: u32,
@@ -155,6 +153,9 @@ params!(
         model_stride: u32,
     }
 );
+
+/// Keys that `cross` takes.
+pub(super) const CROSS_KEYS: usize = 32;
 
 /// Segments of keys that one attention takes.
 pub(super) const SEGMENTS: usize = 4;

@@ -11,13 +11,15 @@ use refrain_policies::plan::{self, Activation, MatrixId, Op, Plan, VectorId, Vie
 
 use super::fold::{self, Folds, Triple};
 use super::kernels::{Kernel, THREADS};
-use super::params::{self, NONE, SEGMENTS, Table};
+use super::params::{self, CROSS_KEYS, NONE, SEGMENTS, Table};
 use super::weights::{Packed, Tile, Weights};
 use crate::engine::EngineError;
 
-/// Most heads times keys, and widest stream, for which `attend` fits into the least workgroup memory.
+/// Most keys, most heads times keys, and widest stream, for which `attend` fits into the least workgroup memory.
+const MOST_KEYS: usize = 16;
 const MOST_PAIRS: usize = 128;
-const MOST_ATTENDED: usize = 256;
+/// [`Tile::ATTEND`]'s inputs of one step.
+const MOST_ATTENDED: usize = 8 * Tile::ATTEND.split;
 
 /// One dispatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -274,14 +276,15 @@ impl<'a, 'b> Lower<'a, 'b> {
         let shape = self.plan.shape;
         let input = self.place(&t.query.input);
         let stride = fold::stride(shape.width, shape.heads);
-        let mut places = [[0; 4]; SEGMENTS];
-        for (place, segment) in places.iter_mut().zip(&t.attention.segments) {
-            if let Some((fold, row)) = self.folds.segment(&segment.keys) {
-                let at = fold.at + row * stride;
-                *place = [at as u32, stride as u32, segment.keys.rows as u32, 0];
+        let mut places = [[0; 4]; CROSS_KEYS / 4];
+        let mut keys = 0;
+        for segment in &t.attention.segments {
+            let Some((fold, first)) = self.folds.segment(&segment.keys) else { continue };
+            for row in first..first + segment.keys.rows {
+                places[keys / 4][keys % 4] = (fold.at + row * stride) as u32;
+                keys += 1;
             }
         }
-        let keys = places.iter().map(|p| p[2] as usize).sum();
         let (output_at, output_stride) = self.optional(t.output.output.as_ref());
         let (residual_at, residual_stride) = self.optional(t.output.residual.as_ref());
         let (terms_at, terms) = sum.map_or((0, 0), |c| self.terms(&c.terms));
@@ -289,7 +292,6 @@ impl<'a, 'b> Lower<'a, 'b> {
             input_at: input.at as u32,
             input_stride: input.stride as u32,
             ahead: t.attention.ahead.map_or(NONE, |ahead| ahead as u32),
-            segments: t.attention.segments.len() as u32,
             bias_at: self.vector(t.output.bias)?,
             output_at,
             output_stride,
@@ -297,7 +299,8 @@ impl<'a, 'b> Lower<'a, 'b> {
             residual_stride,
             terms_at,
             terms,
-            padding: 0,
+            padding0: 0,
+            padding1: 0,
             places,
         };
         Ok(Dispatch {
@@ -396,7 +399,7 @@ impl<'a, 'b> Lower<'a, 'b> {
             && l.output.is_none_or(|v| !self.folds.by_buffer.contains_key(&v.buffer));
         let (heads, depth) = (self.plan.shape.heads, query.cols / self.plan.shape.heads);
         let fours = [query.at, query.stride, keys.at, keys.stride, depth].iter().all(|n| n.is_multiple_of(4));
-        let fits = heads * keys.rows <= MOST_PAIRS && query.cols <= MOST_ATTENDED;
+        let fits = keys.rows <= MOST_KEYS && heads * keys.rows <= MOST_PAIRS && query.cols <= MOST_ATTENDED;
         // Other workgroups still read what one of them writes.
         let written = || [l.output, l.residual].into_iter().flatten();
         let apart =
@@ -421,7 +424,6 @@ impl<'a, 'b> Lower<'a, 'b> {
             ahead: a.ahead.map_or(NONE, |ahead| ahead as u32),
             columns: matrix.rows as u32,
             matrix_at: packed.at as u32,
-            eights: packed.eights as u32,
             bias_at: self.vector(l.bias)?,
             output_at,
             output_stride,

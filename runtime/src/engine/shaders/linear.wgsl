@@ -103,20 +103,15 @@ fn activated(v: f32) -> f32 {
     return v;
 }
 
-/// Inputs k .. k + 4 of the row at `row`; beyond the row, `rest`.
+/// Inputs k .. k + 4 of the row at `row`; beyond the row, `rest`. Without a branch, so that loads overlap.
 fn inputs(row: u32, k: u32, rest: f32) -> vec4<f32> {
-    var v = vec4<f32>(rest);
     if VECTOR {
-        if k < params.depth {
-            v = arena[(row + k) / 4u];
-        }
-    } else {
-        if k < params.depth { v.x = value_at(row + k); }
-        if k + 1u < params.depth { v.y = value_at(row + k + 1u); }
-        if k + 2u < params.depth { v.z = value_at(row + k + 2u); }
-        if k + 3u < params.depth { v.w = value_at(row + k + 3u); }
+        return select(vec4<f32>(rest), arena[(row + min(k, params.depth - 4u)) / 4u], k < params.depth);
     }
-    return v;
+    let i = vec4<u32>(k, k + 1u, k + 2u, k + 3u);
+    let j = min(i, vec4<u32>(params.depth - 1u)) + row;
+    let v = vec4<f32>(value_at(j.x), value_at(j.y), value_at(j.z), value_at(j.w));
+    return select(vec4<f32>(rest), v, i < vec4<u32>(params.depth));
 }
 
 /// Gains of inputs k .. k + 4; beyond the row they lie in the padding or in the next vector, and meet zeros.

@@ -9,7 +9,9 @@
 override NUMBERS: u32 = 2u;
 /// The embedding of a quiet run without the trajectory's part is held in workgroup memory.
 override HOLD: bool = true;
-/// Width D where held, otherwise 1.
+/// Width D.
+override WIDTH: u32 = 256u;
+/// Width where held, otherwise 1.
 override HELD: u32 = 256u;
 
 const EPSILON: f32 = 1e-5;
@@ -21,7 +23,6 @@ struct Params {
     /// `[K + 1, T, N]`.
     noise_at: u32,
     tokens: u32,
-    width: u32,
     /// 1: row 0 of the noise becomes the trajectory.
     start: u32,
     /// `[T, D]` or NONE: head and sampler step on these tokens.
@@ -69,18 +70,17 @@ var<workgroup> model: array<f32, NUMBERS>;
 
 /// Positions, bias and sum of one column.
 fn base(row: u32, column: u32, sum_at: u32, sum_stride: u32) -> f32 {
-    var value = number(params.table_at + row * params.width + column);
-    if sum_at != NONE {
-        value += value_at(sum_at + row * sum_stride + column);
-    }
-    return value;
+    // Without a branch, so that loads overlap.
+    let has = sum_at != NONE;
+    let sum = value_at(select(0u, sum_at + row * sum_stride + column, has));
+    return number(params.table_at + row * WIDTH + column) + select(0.0, sum, has);
 }
 
 /// One column of the embedded token on top of `value`.
 fn embedded(value: f32, column: u32) -> f32 {
     var x = value;
     for (var i = 0u; i < NUMBERS; i++) {
-        x += trajectory[i] * number(params.embed_at + i * params.width + column);
+        x += trajectory[i] * number(params.embed_at + i * WIDTH + column);
     }
     return x;
 }
@@ -107,28 +107,36 @@ fn imposed(row: u32, i: u32, value: f32) -> f32 {
 
 /// Head and sampler step `index` of this dispatch.
 fn head(row: u32, thread: u32, index: u32, quiet: bool) {
+    // What the end needs is asked for now.
+    let s = params.sampler_at / 4u + 2u * index;
+    let first = bitcast<vec4<f32>>(vectors[s]);
+    let second = bitcast<vec4<f32>>(vectors[s + 1u]);
+    let noise_at = params.noise_at + ((params.step + index + 1u) * params.tokens + row) * NUMBERS;
+    let drawn = value_at(noise_at + min(thread, NUMBERS - 1u));
+    let early = params.offset_at + 2u * min(max(thread, 2u) - 2u, NUMBERS - 1u);
+    let early_fold = vec2<f32>(number(early), number(early + 1u));
     let centre = token(row, 0u, quiet);
-    let width = f32(params.width);
+    let width = f32(WIDTH);
     var mean = 0.0;
     var scale = 0.0;
     // Slots 0 and 1 are the sums of LayerNorm, slot 2 + i is number i.
     for (var slot = 0u; slot < NUMBERS + 2u; slot += 4u) {
         var sums = vec4<f32>(0.0);
-        for (var c = thread; c < params.width; c += SIZE) {
+        for (var c = thread; c < WIDTH; c += SIZE) {
             let d = token(row, c, quiet) - centre;
             if slot == 0u {
                 sums += vec4<f32>(d, d * d, 0.0, 0.0);
             } else {
-                sums.x += d * number(params.head_at + (slot - 2u) * params.width + c);
+                sums.x += d * number(params.head_at + (slot - 2u) * WIDTH + c);
                 if slot - 1u < NUMBERS {
-                    sums.y += d * number(params.head_at + (slot - 1u) * params.width + c);
+                    sums.y += d * number(params.head_at + (slot - 1u) * WIDTH + c);
                 }
             }
             if slot < NUMBERS {
-                sums.z += d * number(params.head_at + slot * params.width + c);
+                sums.z += d * number(params.head_at + slot * WIDTH + c);
             }
             if slot + 1u < NUMBERS {
-                sums.w += d * number(params.head_at + (slot + 1u) * params.width + c);
+                sums.w += d * number(params.head_at + (slot + 1u) * WIDTH + c);
             }
         }
         sums = sum_all(sums, thread);
@@ -138,22 +146,26 @@ fn head(row: u32, thread: u32, index: u32, quiet: bool) {
         }
         if thread < 4u && slot + thread >= 2u && slot + thread - 2u < NUMBERS {
             let i = slot + thread - 2u;
-            let fold = params.offset_at + 2u * i;
-            model[i] = scale * (sums[thread] - mean * number(fold)) + number(fold + 1u);
+            var fold = early_fold;
+            if slot > 0u {
+                fold = vec2<f32>(number(params.offset_at + 2u * i), number(params.offset_at + 2u * i + 1u));
+            }
+            model[i] = scale * (sums[thread] - mean * fold.x) + fold.y;
         }
     }
     workgroupBarrier();
-    let s = params.sampler_at + 8u * index;
     for (var i = thread; i < NUMBERS; i += SIZE) {
         let x = trajectory[i];
         let m = model[i];
         if params.model_at != NONE && !quiet {
             put(params.model_at + row * params.model_stride + i, m);
         }
-        let clip = number(s + 2u);
-        let x0 = clamp(number(s) * x + number(s + 1u) * m, -clip, clip);
-        let noise = value_at(params.noise_at + ((params.step + index + 1u) * params.tokens + row) * NUMBERS + i);
-        let next = number(s + 3u) * x0 + number(s + 4u) * x + number(s + 5u) * m + number(s + 6u) * noise;
+        var noise = drawn;
+        if i > thread {
+            noise = value_at(noise_at + i);
+        }
+        let x0 = clamp(first.x * x + first.y * m, -first.z, first.z);
+        let next = first.w * x0 + second.x * x + second.y * m + second.z * noise;
         trajectory[i] = imposed(row, i, next);
     }
     workgroupBarrier();
@@ -178,7 +190,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     if params.quiet > 0u {
         if HOLD {
-            for (var c = thread; c < params.width; c += SIZE) {
+            for (var c = thread; c < WIDTH; c += SIZE) {
                 held[c] = base(row, c, params.quiet_sum_at, params.quiet_sum_stride);
             }
             workgroupBarrier();
@@ -194,7 +206,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
     if params.output_at != NONE {
-        for (var c = thread; c < params.width; c += SIZE) {
+        for (var c = thread; c < WIDTH; c += SIZE) {
             let x = embedded(base(row, c, params.sum_at, params.sum_stride), c);
             put(params.output_at + row * params.output_stride + c, x);
         }
