@@ -4,6 +4,8 @@
 //! at once, and gives what the threads are made from ([`Robot`]). Limits are required for every joint: there is no
 //! unlimited default. A commented example lies in `examples/pusht/robot.toml`.
 
+pub mod fields;
+mod mapping;
 mod resolve;
 
 use std::path::{Path, PathBuf};
@@ -16,6 +18,11 @@ use crate::control::{ControlConfig, Late};
 use crate::observation::IntakeConfig;
 use crate::safety;
 use crate::threads::Scheduling;
+
+pub use mapping::{
+    BusSection, CommandKind, CommandWriting, Convention, JointField, MessageKind, MessageReading,
+    StampChoice, Topic, TopicSection,
+};
 
 /// The `format` this version reads.
 pub const FORMAT: u32 = 1;
@@ -123,71 +130,19 @@ pub struct ObservationSection {
     pub topics: Vec<TopicSection>,
 }
 
-/// `[[observation.topics]]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TopicSection {
-    /// The topic.
-    pub topic: String,
-    /// Its message type.
-    #[serde(rename = "type")]
-    pub kind: MessageKind,
-    /// The policy's observation elements that it gives, in the message's order; without it, all of them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub elements: Vec<String>,
-    /// For `JointState`, the joint of each element; without it, joints have the elements' names.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub joints: Vec<String>,
-    /// For `JointState`, which of its numbers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub field: Option<JointField>,
-    /// What counts as its time where neither header nor attachment says.
-    #[serde(default)]
-    pub stamp: StampChoice,
-}
-
-/// Message types of observations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum MessageKind {
-    /// An array of numbers.
-    #[serde(rename = "std_msgs/Float64MultiArray")]
-    Float64MultiArray,
-    /// Joints by name, with a header stamp.
-    #[serde(rename = "sensor_msgs/JointState")]
-    JointState,
-}
-
-/// The arrays of a `JointState`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum JointField {
-    /// `position`.
-    #[default]
-    Position,
-    /// `velocity`.
-    Velocity,
-    /// `effort`.
-    Effort,
-}
-
-/// What counts as a message's time where it does not say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StampChoice {
-    /// Nothing: the message is refused.
-    #[default]
-    Required,
-    /// When it arrived.
-    Arrival,
-}
-
 /// `[action]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ActionSection {
-    /// A `std_msgs/Float64MultiArray` here every tick.
+    /// A command here every tick.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command_topic: Option<String>,
+    /// The command's message type.
+    #[serde(rename = "command_type", default)]
+    pub command_kind: CommandKind,
+    /// For stamped commands: the `frame_id` of their header.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub command_frame: String,
     /// A `trajectory_msgs/JointTrajectory` here for every chunk, and one that holds when there is nothing to execute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trajectory_topic: Option<String>,
@@ -237,6 +192,9 @@ pub struct JointSection {
     /// Where it starts, if nothing measures it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<f64>,
+    /// For stamped commands: the message's number that it sets, by name ([`fields`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
 }
 
 /// What a joint's numbers mean.
@@ -248,42 +206,6 @@ pub enum KindChoice {
     Position,
     /// Velocities.
     Velocity,
-}
-
-/// `[bus]`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BusSection {
-    /// How topics become keys.
-    #[serde(default)]
-    pub convention: Convention,
-    /// Zenoh's own configuration file (JSON5), relative to this file.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub zenoh_file: Option<PathBuf>,
-    /// Zenoh's own configuration, inline (JSON5).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub zenoh: Option<String>,
-    /// Endpoints to listen on; without any, a free port on loopback.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub listen: Vec<String>,
-    /// Endpoints to connect to.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub connect: Vec<String>,
-    /// Anything put here stops the robot; so does the `std_srvs/Trigger` service of this name. Default `<name>/stop`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stop_topic: Option<String>,
-    /// The same for the reset. Default `<name>/reset`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reset_topic: Option<String>,
-}
-
-/// How topics become keys.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Convention {
-    /// The topic is the key.
-    #[default]
-    Plain,
 }
 
 /// A checked configuration: what the threads are made from.
@@ -313,40 +235,22 @@ pub struct Robot {
     pub joints: Vec<String>,
     /// Where commands go.
     pub command_topic: Option<String>,
+    /// How commands are written.
+    pub command: CommandWriting,
     /// Where trajectories go.
     pub trajectory_topic: Option<String>,
     /// What stops.
     pub stop_topic: String,
     /// What resets.
     pub reset_topic: String,
+    /// What does both.
+    pub enable_service: String,
+    /// Where health goes.
+    pub diagnostics_topic: String,
+    /// Where the mode goes.
+    pub mode_topic: String,
     /// How it travels.
     pub bus: BusSection,
-}
-
-/// A topic of observations.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Topic {
-    /// The topic.
-    pub topic: String,
-    /// How its messages are read.
-    pub reading: MessageReading,
-}
-
-/// How a message is read.
-#[derive(Clone, Debug, PartialEq)]
-pub enum MessageReading {
-    /// All numbers of a `Float64MultiArray`.
-    Array {
-        /// How many.
-        size: usize,
-    },
-    /// Joints of a `JointState`, by name.
-    Joints {
-        /// Their names.
-        names: Vec<String>,
-        /// Which of their numbers.
-        field: JointField,
-    },
 }
 
 /// Why a configuration cannot be used.

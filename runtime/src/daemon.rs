@@ -16,6 +16,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use crate::bus::health::Health;
 use crate::bus::robot::{Inlet, Outlet, Signals};
 use crate::bus::{Bus, BusError};
 use crate::clock::{self, Duration, Nanos};
@@ -63,6 +64,7 @@ pub struct Daemon {
     inference: JoinHandle<()>,
     publish: JoinHandle<()>,
     drain: JoinHandle<()>,
+    health: JoinHandle<()>,
     /// Dropped last, or when starting fails half way.
     _leash: Leash,
 }
@@ -123,6 +125,11 @@ impl Daemon {
                 wake_inference.wake();
             },
         )?;
+        let health = {
+            let (signals, tally) = (Arc::clone(&signals), Arc::clone(&tally));
+            let (health, observations) = (Health::open(&bus, robot)?, inlet.counter());
+            threads::spawn("health", move || loops::health(health, observations, &signals, &tally))?
+        };
         if robot.lock_memory
             && let Err(refusal) = threads::lock_memory()
         {
@@ -148,7 +155,7 @@ impl Daemon {
                 loop_.run();
             })?
         };
-        Ok(Self { bus, inlet, signals, tally, control, inference, publish, drain, _leash: leash })
+        Ok(Self { bus, inlet, signals, tally, control, inference, publish, drain, health, _leash: leash })
     }
 
     /// Stops, resets and the mode.
@@ -176,6 +183,7 @@ impl Daemon {
         self.inference.join().map_err(|_| DaemonError::Panicked("inference"))?;
         self.publish.join().map_err(|_| DaemonError::Panicked("publish"))?;
         self.drain.join().map_err(|_| DaemonError::Panicked("drain"))?;
+        self.health.join().map_err(|_| DaemonError::Panicked("health"))?;
         let report = self.tally.lock().unwrap_or_else(PoisonError::into_inner).report(self.inlet.counts());
         drop(self.inlet);
         self.bus.close()?;

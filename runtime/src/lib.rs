@@ -3,6 +3,7 @@
 #[cfg(feature = "pusht")]
 pub mod builtin;
 pub mod bus;
+pub mod check;
 pub mod chunk;
 pub mod cli;
 pub mod clock;

@@ -194,3 +194,38 @@ fn eval_scores_and_records_what_calibrate_reads() {
     assert_eq!(score(&one), score(&two), "the score does not depend on the number of workers");
     assert_eq!(tensor(&recorded, "obs_raw").0[1..], [2, 20]);
 }
+
+#[test]
+fn a_robot_is_explained_and_its_mistakes_are_named() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/pusht/robot.toml");
+    let said = succeeds(&["check", example]);
+    for words in ["[0] -> keypoint_0_x (px", "pusht/command", "target_y (px", "all fits"] {
+        assert!(said.contains(words), "{words:?} is not in\n{said}");
+    }
+    let (folder, _) = folder(1);
+    let robot = folder.path().join("robot.toml");
+    let text = std::fs::read_to_string(example).expect("the example");
+    let text = text.replace("../../policies/pusht-small", SMALL);
+    let change = |from: &str, to: &str| {
+        assert!(text.contains(from), "{from:?} is not in the example");
+        std::fs::write(&robot, text.replace(from, to)).expect("a writable folder");
+        path(&robot).to_owned()
+    };
+    let robot_toml = change("position = [0.0, 512.0]", "position = [0.0, 8.9]");
+    fails(&["check", &robot_toml], &["2 thing(s) do not fit"]);
+    let silent = change("tcp/127.0.0.1:7447", "tcp/127.0.0.1:0");
+    fails(&["check", &silent, "--listen", "0.2"], &["1 thing(s) do not fit"]);
+    let urdf = folder.path().join("arm.urdf");
+    std::fs::write(
+        &urdf,
+        r#"<robot name="t"><joint name="target_y" type="prismatic"><limit lower="0" upper="1" velocity="2"/></joint></robot>"#,
+    )
+    .expect("a writable folder");
+    fails(&["check", &robot_toml, "--urdf", path(&urdf)], &["thing(s) do not fit"]);
+    let at = text.rfind("[[action.joints]]").expect("joints");
+    let end = at + text[at..].find("[bus]").expect("a bus");
+    std::fs::write(&robot, [&text[..at], &text[end..]].concat()).expect("a writable folder");
+    let output = refrain(&["check", path(&robot), "--urdf", path(&urdf)]);
+    assert!(self::text(&output.stdout).contains("position = [0.0, 1.0]\nvelocity = 2.0"), "{output:?}");
+    assert!(self::text(&output.stderr).contains("\"target_y\" has no limits"), "{output:?}");
+}

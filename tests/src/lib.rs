@@ -7,6 +7,7 @@ pub mod compare;
 pub mod engines;
 pub mod interpreter;
 pub mod model;
+pub mod python;
 pub mod random;
 pub mod robot;
 pub mod trace;

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use refrain_policies::config::PolicyConfig;
 use refrain_runtime::bus::attachment::{Attachment, Validity};
-use refrain_runtime::bus::{self, Bus, BusSection, Publisher, Subscription, cdr};
+use refrain_runtime::bus::interface::FLOAT64_MULTI_ARRAY;
+use refrain_runtime::bus::names::Qos;
+use refrain_runtime::bus::{self, Bus, BusSection, Publisher, Subscription, Traffic, cdr};
 use refrain_runtime::clock::{self, MILLISECOND, Nanos, Time, Wall};
 use refrain_runtime::config::{Robot, RobotConfig};
 use refrain_runtime::control::Mode;
@@ -98,28 +100,46 @@ impl Rig {
         change(&mut config);
         let robot = config.resolve(&policy_config()).expect("a sound configuration");
         let engine = Arc::new(Doing::default());
-        let policy = Policy::new(policy_config(), Box::new(Double(Arc::clone(&engine))));
-        let daemon = Daemon::start(&robot, policy).expect("a daemon");
-        let section = BusSection { connect: robot.bus.listen.clone(), ..BusSection::default() };
+        let daemon = Self::start_daemon(&robot, &engine);
+        let section = BusSection {
+            connect: robot.bus.listen.clone(),
+            convention: robot.bus.convention,
+            domain: robot.bus.domain,
+            node: Some("robot".into()),
+            ..BusSection::default()
+        };
         let bus = Bus::open(&section).expect("a session");
         let received = Arc::new(Mutex::new(Vec::new()));
         let keep = Arc::clone(&received);
         let topic = robot.command_topic.clone().expect("a topic");
         let commands = bus
-            .subscribe(&topic, move |message| {
+            .subscribe(&topic, &FLOAT64_MULTI_ARRAY, Qos::NEWEST, move |message| {
                 let mut values = vec![0.0; 2];
                 cdr::read_array(&message.payload, &mut values).expect("a readable command");
                 let attachment = message.attachment.expect("an attachment");
                 keep.lock().expect("the list").push(Received { at: clock::now(), attachment, values });
             })
             .expect("a subscription");
-        let observations = bus.publisher(&robot.topics[0].topic).expect("a publisher");
+        let observations = bus
+            .publisher(&robot.topics[0].topic, &FLOAT64_MULTI_ARRAY, Traffic::Control)
+            .expect("a publisher");
         let deadline = clock::now() + PATIENCE;
         while !observations.is_matched() {
             assert!(clock::now() < deadline, "the daemon does not listen");
             clock::sleep_until(clock::now() + MILLISECOND);
         }
         Self { daemon, engine, bus, observations, robot, received, sequence: 0, _commands: commands }
+    }
+
+    /// A daemon alone; somebody else is the robot.
+    pub fn daemon(config: &RobotConfig) -> Daemon {
+        let robot = config.resolve(&policy_config()).expect("a sound configuration");
+        Self::start_daemon(&robot, &Arc::default())
+    }
+
+    fn start_daemon(robot: &Robot, engine: &Arc<Doing>) -> Daemon {
+        let policy = Policy::new(policy_config(), Box::new(Double(Arc::clone(engine))));
+        Daemon::start(robot, policy).expect("a daemon")
     }
 
     /// A good observation's numbers: the pusher stands at (100, 100).

@@ -4,10 +4,12 @@
 
 use std::sync::atomic::Ordering;
 
+use refrain_runtime::bus::names::Qos;
+use refrain_runtime::bus::service::Answer;
+use refrain_runtime::bus::{self, Traffic, cdr, interface};
 use refrain_runtime::clock::{self, MILLISECOND, SECOND};
 use refrain_runtime::control::{Mode, Outcome};
 use refrain_runtime::observation::Refusal;
-use refrain_runtime::{bus, bus::cdr};
 use refrain_tests::robot::{Received, Rig, validity};
 
 /// The example's oldest observation, and its commands' validity.
@@ -141,7 +143,7 @@ fn slow_and_failing_inference_coasts_holds_and_recovers() {
 fn a_stop_over_the_bus_latches_until_a_reset() {
     let mut rig = Rig::start(|_| {});
     rig.observe_until("running", |rig| rig.mode() == Mode::Running);
-    rig.bus.publisher("pusht/stop").unwrap().put_bare(b"").unwrap();
+    rig.bus.publisher("pusht/stop", &interface::EMPTY, Traffic::Control).unwrap().put_bare(b"").unwrap();
     let stopped = rig.observe_until("stopped", |rig| rig.mode() == Mode::Stopped);
     assert!(stopped <= SLACK, "{} ms", millis(stopped));
     let from = clock::now() + 50 * MILLISECOND;
@@ -154,12 +156,10 @@ fn a_stop_over_the_bus_latches_until_a_reset() {
     assert_still(&rig.since(from));
 
     let reply = rig.bus.call_trigger("/pusht/reset").unwrap().expect("a reply");
-    let mut expected = Vec::new();
-    cdr::write_trigger_response(&mut expected, true, "reset asked for");
-    assert_eq!(reply, expected);
+    assert_eq!(reply, Answer { success: true, message: "reset asked for".into() });
     rig.observe_until("running again", |rig| rig.mode() == Mode::Running);
     let reply = rig.bus.call_trigger("pusht/stop").unwrap().expect("a reply");
-    assert_eq!(&reply[..5], [0, 1, 0, 0, 1]);
+    assert!(reply.success);
     let asked = rig.observe_until("stopped by the service", |rig| rig.mode() == Mode::Stopped);
     println!("stop: {:.1} ms after the put, {:.1} ms after the call", millis(stopped), millis(asked));
     let (report, received) = rig.end();
@@ -193,9 +193,18 @@ fn a_chunk_is_one_trajectory_and_a_stop_is_a_hold() {
     let keep = std::sync::Arc::clone(&got);
     let _trajectories = rig
         .bus
-        .subscribe("arm_controller/joint_trajectory", move |message| {
-            keep.lock().unwrap().push((clock::now(), message.payload.to_vec(), message.attachment.unwrap()));
-        })
+        .subscribe(
+            "arm_controller/joint_trajectory",
+            &interface::JOINT_TRAJECTORY,
+            Qos::NEWEST,
+            move |message| {
+                keep.lock().unwrap().push((
+                    clock::now(),
+                    message.payload.to_vec(),
+                    message.attachment.unwrap(),
+                ));
+            },
+        )
         .unwrap();
     rig.observe_until("running", |rig| rig.mode() == Mode::Running);
     rig.observe_until("two chunks", |rig| rig.daemon.report().counts.chunks >= 2);

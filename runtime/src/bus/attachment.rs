@@ -8,9 +8,11 @@
 //! | 0..8 | i64 LE sequence number, from 1, per publisher |
 //! | 8..16 | i64 LE source time, ns since the Unix epoch: when the message was made |
 //! | 16 | `0x10`, the length of what follows |
-//! | 17..33 | the publisher (on plain keys: its zenoh session) |
+//! | 17..33 | the publisher: on plain keys its zenoh session, else [`publisher_of`] its token |
 //! | 33..41 | i64 LE observation time, ns since the epoch: when the observation was made that the command comes from |
 //! | 41..49 | i64 LE valid until, ns since the epoch: nobody may act on the command after it |
+
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::clock::Wall;
 
@@ -41,6 +43,11 @@ pub struct Validity {
     pub observation: Wall,
     /// Nobody may act on the command after it.
     pub until: Wall,
+}
+
+/// What rmw_zenoh's nodes take for a publisher's or client's identity (GID): the XXH3-128 of its liveliness token.
+pub fn publisher_of(token: &str) -> [u8; 16] {
+    xxh3_128(token.as_bytes()).to_le_bytes()
 }
 
 impl Attachment {

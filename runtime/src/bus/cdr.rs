@@ -7,6 +7,7 @@
 
 use hiroz_cdr::{CdrReader, CdrWriter, LittleEndian};
 
+use super::service::Answer;
 use crate::clock::{Nanos, SECOND, Wall};
 use crate::config::JointField;
 use crate::observation::Refusal;
@@ -31,6 +32,32 @@ pub struct Point {
     pub positions: Vec<f64>,
     /// After the trajectory's start, nanoseconds.
     pub time_from_start: Nanos,
+}
+
+/// One `diagnostic_msgs/DiagnosticStatus`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// How it is.
+    pub level: Level,
+    /// What it is about.
+    pub name: String,
+    /// In words.
+    pub message: String,
+    /// Which hardware.
+    pub hardware_id: String,
+    /// Details by name.
+    pub values: Vec<(String, String)>,
+}
+
+/// Levels of a `DiagnosticStatus`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// All is well.
+    Ok = 0,
+    /// It works, but somebody should look.
+    Warn = 1,
+    /// It does not work.
+    Error = 2,
 }
 
 /// `std_msgs/Float64MultiArray` without layout: `values` are `[n]`.
@@ -74,11 +101,67 @@ pub fn write_joint_state(out: &mut Vec<u8>, stamp: Wall, joints: &[String], posi
     }
 }
 
-/// `std_srvs/Trigger_Response`.
-pub fn write_trigger_response(out: &mut Vec<u8>, success: bool, message: &str) {
+/// A stamped message that is numbers only after its header: `geometry_msgs/PoseStamped` and `TwistStamped`.
+pub fn write_stamped(out: &mut Vec<u8>, stamp: Wall, frame: &str, numbers: &[f64]) {
+    let mut writer = start(out);
+    write_time(&mut writer, stamp.nanos());
+    writer.write_string(frame);
+    for number in numbers {
+        writer.write_f64(*number);
+    }
+}
+
+/// `diagnostic_msgs/DiagnosticArray`.
+pub fn write_diagnostics(out: &mut Vec<u8>, stamp: Wall, statuses: &[Status]) {
+    let mut writer = start(out);
+    write_header(&mut writer, stamp);
+    writer.write_sequence_length(statuses.len());
+    for status in statuses {
+        writer.write_u8(status.level as u8);
+        writer.write_string(&status.name);
+        writer.write_string(&status.message);
+        writer.write_string(&status.hardware_id);
+        writer.write_sequence_length(status.values.len());
+        for (key, value) in &status.values {
+            writer.write_string(key);
+            writer.write_string(value);
+        }
+    }
+}
+
+/// `std_msgs/String`.
+pub fn write_text(out: &mut Vec<u8>, text: &str) {
+    start(out).write_string(text);
+}
+
+/// `std_srvs/SetBool_Request`.
+pub fn write_bool(out: &mut Vec<u8>, value: bool) {
+    start(out).write_bool(value);
+}
+
+/// `std_srvs/Trigger_Response` and `std_srvs/SetBool_Response`.
+pub fn write_response(out: &mut Vec<u8>, success: bool, message: &str) {
     let mut writer = start(out);
     writer.write_bool(success);
     writer.write_string(message);
+}
+
+/// Reads a `std_srvs/SetBool_Request`.
+pub fn read_bool(bytes: &[u8]) -> Result<bool, Refusal> {
+    open(bytes)?.read_bool().map_err(undecodable)
+}
+
+/// Reads a `std_srvs/Trigger_Response` or `std_srvs/SetBool_Response`.
+pub fn read_response(bytes: &[u8]) -> Result<Answer, Refusal> {
+    let mut reader = open(bytes)?;
+    let success = reader.read_bool().map_err(undecodable)?;
+    let message = reader.read_str().map_err(undecodable)?.to_owned();
+    Ok(Answer { success, message })
+}
+
+/// Reads a `std_msgs/String`.
+pub fn read_text(bytes: &[u8]) -> Result<&str, Refusal> {
+    open(bytes)?.read_str().map_err(undecodable)
 }
 
 /// Reads a `std_msgs/Float64MultiArray` of exactly `out.len()` numbers.
@@ -93,6 +176,28 @@ pub fn read_array(bytes: &[u8], out: &mut [f64]) -> Result<(), Refusal> {
     fill(numbers(&mut reader)?, out)
 }
 
+/// Reads the numbers at `places` of a stamped message that has `total` numbers and nothing else after its header, and its
+/// header stamp; a stamp of 0 is none.
+pub fn read_stamped(
+    bytes: &[u8],
+    total: usize,
+    places: &[usize],
+    out: &mut [f64],
+) -> Result<Option<Wall>, Refusal> {
+    let mut reader = open(bytes)?;
+    let stamp = read_header(&mut reader)?;
+    reader.align(8).map_err(undecodable)?;
+    let bytes = reader.read_bytes(total.checked_mul(8).ok_or(Refusal::Undecodable)?).map_err(undecodable)?;
+    let numbers: &[[u8; 8]] = bytes.as_chunks().0;
+    if places.len() != out.len() {
+        return Err(Refusal::WrongSize);
+    }
+    for (place, slot) in places.iter().zip(out) {
+        *slot = f64::from_le_bytes(*numbers.get(*place).ok_or(Refusal::WrongSize)?);
+    }
+    Ok(stamp)
+}
+
 /// Reads the numbers of `names` from a `sensor_msgs/JointState` and its header stamp; a stamp of 0 is none.
 pub fn read_joint_state(
     bytes: &[u8],
@@ -101,9 +206,7 @@ pub fn read_joint_state(
     out: &mut [f64],
 ) -> Result<Option<Wall>, Refusal> {
     let mut reader = open(bytes)?;
-    let seconds = reader.read_i32().map_err(undecodable)?;
-    let nanos = reader.read_u32().map_err(undecodable)?;
-    reader.read_str().map_err(undecodable)?;
+    let stamp = read_header(&mut reader)?;
     let mut places = [usize::MAX; crate::safety::MAX_JOINTS];
     if names.len() > places.len() || names.len() != out.len() {
         return Err(Refusal::WrongSize);
@@ -126,11 +229,7 @@ pub fn read_joint_state(
         let bytes = values.get(*place).ok_or(Refusal::JointMissing)?;
         *slot = f64::from_le_bytes(*bytes);
     }
-    if i64::from(nanos) >= SECOND {
-        return Err(Refusal::Undecodable);
-    }
-    let stamp = i64::from(seconds) * SECOND + i64::from(nanos);
-    Ok((stamp != 0).then_some(Wall::from_nanos(stamp)))
+    Ok(stamp)
 }
 
 fn start(out: &mut Vec<u8>) -> Writer<'_> {
@@ -161,6 +260,18 @@ fn write_numbers(writer: &mut Writer<'_>, values: &[f64]) {
 fn open(bytes: &[u8]) -> Result<Reader<'_>, Refusal> {
     let body = bytes.strip_prefix(&HEADER).ok_or(Refusal::Undecodable)?;
     Ok(Reader::new(body))
+}
+
+/// `std_msgs/Header`: its stamp; 0 is none.
+fn read_header(reader: &mut Reader<'_>) -> Result<Option<Wall>, Refusal> {
+    let seconds = reader.read_i32().map_err(undecodable)?;
+    let nanos = reader.read_u32().map_err(undecodable)?;
+    reader.read_str().map_err(undecodable)?;
+    if i64::from(nanos) >= SECOND {
+        return Err(Refusal::Undecodable);
+    }
+    let stamp = i64::from(seconds) * SECOND + i64::from(nanos);
+    Ok((stamp != 0).then_some(Wall::from_nanos(stamp)))
 }
 
 fn length(reader: &mut Reader<'_>, most: usize) -> Result<usize, Refusal> {

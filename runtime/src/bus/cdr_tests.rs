@@ -53,11 +53,81 @@ fn a_trajectory_is_byte_exact() {
     assert_eq!(out.len(), 128);
 }
 
+const HEADER_IN_BASE_LINK: &str = "00010000 00f15365 80b2e60e 0a000000 626173655f6c696e6b00 0000";
+const STAMP: Wall = Wall::from_nanos(1_700_000_000_250_000_000);
+
 #[test]
-fn a_trigger_response_is_byte_exact() {
+fn a_pose_is_byte_exact() {
+    let pose = hex(&format!(
+        "{HEADER_IN_BASE_LINK} 000000000000f03f 0000000000000040 0000000000000840
+         0000000000000000 0000000000000000 333333333333e33f 9a9999999999e93f"
+    ));
     let mut out = Vec::new();
-    write_trigger_response(&mut out, true, "stopped");
+    write_stamped(&mut out, STAMP, "base_link", &[1.0, 2.0, 3.0, 0.0, 0.0, 0.6, 0.8]);
+    assert_eq!(out, pose);
+    let mut read = [0.0; 3];
+    assert_eq!(read_stamped(&pose, 7, &[6, 0, 5], &mut read), Ok(Some(STAMP)));
+    assert_eq!(read, [0.8, 1.0, 0.6]);
+    assert_eq!(read_stamped(&pose, 7, &[7, 0, 1], &mut read), Err(Refusal::WrongSize));
+    for end in 0..pose.len() {
+        assert!(read_stamped(&pose[..end], 7, &[6, 0, 5], &mut read).is_err(), "{end}");
+    }
+}
+
+#[test]
+fn a_twist_is_byte_exact() {
+    let mut out = Vec::new();
+    write_stamped(&mut out, STAMP, "base_link", &[1.0, 2.0, 3.0, -1.0, 0.0, 0.5]);
+    let twist = hex(&format!(
+        "{HEADER_IN_BASE_LINK} 000000000000f03f 0000000000000040 0000000000000840
+         000000000000f0bf 0000000000000000 000000000000e03f"
+    ));
+    assert_eq!(out, twist);
+}
+
+#[test]
+fn diagnostics_are_byte_exact() {
+    let status = |level, part: &str, message: &str, values: &[(&str, &str)]| Status {
+        level,
+        name: format!("arm: {part}"),
+        message: message.into(),
+        hardware_id: "arm".into(),
+        values: values.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+    };
+    let mut out = Vec::new();
+    let statuses = [
+        status(Level::Warn, "control", "coasting", &[("stops", "0"), ("resets", "12")]),
+        status(Level::Ok, "policy", "ok", &[]),
+    ];
+    write_diagnostics(&mut out, STAMP, &statuses);
+    let expected = hex("
+        00010000 00f15365 80b2e60e 01000000 00 000000 02000000
+        01 000000 0d000000 61726d3a20636f6e74726f6c00 000000 09000000 636f617374696e6700 000000
+        04000000 61726d00 02000000
+        06000000 73746f707300 0000 02000000 3000 0000 07000000 72657365747300 00 03000000 313200
+        00 0c000000 61726d3a20706f6c69637900 03000000 6f6b00 00 04000000 61726d00 00000000");
+    assert_eq!(out, expected);
+}
+
+#[test]
+fn texts_and_booleans_are_byte_exact() {
+    let mut out = Vec::new();
+    write_text(&mut out, "hello");
+    assert_eq!(out, hex("00010000 06000000 68656c6c6f00"));
+    assert_eq!(read_text(&out), Ok("hello"));
+    write_bool(&mut out, true);
+    assert_eq!(out, hex("00010000 01"));
+    assert_eq!(read_bool(&out), Ok(true));
+    assert_eq!(read_bool(&hex("00010000 02")), Err(Refusal::Undecodable));
+    assert_eq!(read_bool(&EMPTY_REQUEST[..4]), Err(Refusal::Undecodable));
+}
+
+#[test]
+fn a_response_is_byte_exact() {
+    let mut out = Vec::new();
+    write_response(&mut out, true, "stopped");
     assert_eq!(out, hex("00010000 01000000 08000000 73746f7070656400"));
+    assert_eq!(read_response(&out), Ok(Answer { success: true, message: "stopped".into() }));
 }
 
 #[test]

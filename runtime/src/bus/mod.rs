@@ -1,27 +1,41 @@
 //! The bus: zenoh, and nothing of zenoh outside of here.
 //!
-//! A [`Bus`] is one zenoh session. Scouting is off and it listens on loopback unless the configuration says otherwise. All
-//! publishers drop rather than block, at real-time priority, express; every message carries an [`Attachment`]. Callbacks run
-//! on zenoh's threads and must not block. Closing is explicit ([`Bus::close`]), since zenoh may lose what is sent
-//! right before a session is dropped.
+//! A [`Bus`] is one zenoh session and speaks one convention ([`names`]): plain keys, or those of rmw_zenoh, where it is a
+//! node of a ROS 2 graph. Scouting is off and it listens on loopback unless the configuration says otherwise. All
+//! publishers drop rather than block; every message carries an [`Attachment`](attachment::Attachment). Callbacks run on
+//! zenoh's threads and must not block. Closing is explicit ([`Bus::close`]), since zenoh may lose what is sent right
+//! before a session is dropped.
 
 pub mod attachment;
 pub mod cdr;
+pub mod health;
+pub mod interface;
+mod latched;
+pub mod names;
 pub mod robot;
+pub mod service;
+pub mod topic;
 
-use std::borrow::Cow;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::json;
 use zenoh::Wait;
-use zenoh::qos::{CongestionControl, Priority};
+use zenoh::liveliness::LivelinessToken;
 
 pub use crate::config::{BusSection, Convention};
+pub use service::Service;
+pub use topic::{Message, Publisher, Subscription, Traffic};
 
-use self::attachment::{Attachment, Validity};
-use crate::clock::Wall;
+use self::interface::Interface;
+use self::names::{Endpoint, Names, Plain, Qos, RmwZenoh, Role};
 
 /// Where a bus listens when nothing is configured: a free port, this machine only.
 const LOOPBACK: &str = "tcp/127.0.0.1:0";
+
+/// Where rmw_zenoh's router is when nothing is configured.
+const ROUTER: &str = "tcp/localhost:7447";
+/// A node's name when the configuration gives none.
+const NODE: &str = "refrain";
 
 /// Why something could not be done on the bus.
 #[derive(Debug, thiserror::Error)]
@@ -58,32 +72,17 @@ pub enum BusError {
 /// One zenoh session.
 pub struct Bus {
     session: zenoh::Session,
-    convention: Convention,
+    names: Box<dyn Names>,
+    endpoints: AtomicU32,
+    _node: Option<LivelinessToken>,
 }
 
-/// A message that came in.
-pub struct Message<'a> {
-    /// Payload, a CDR message with its header.
-    pub payload: Cow<'a, [u8]>,
-    /// What came with it; `None` too when it is not of the known layout.
-    pub attachment: Option<Attachment>,
-}
-
-/// Sends on one topic.
-pub struct Publisher {
-    publisher: zenoh::pubsub::Publisher<'static>,
+/// An endpoint that others may know of: dropping it tells them that it is gone.
+struct Announced {
+    key: String,
+    /// Who its messages say that they are from.
     id: [u8; 16],
-    sequence: i64,
-}
-
-/// Receives until dropped.
-pub struct Subscription {
-    _subscriber: zenoh::pubsub::Subscriber<()>,
-}
-
-/// Answers until dropped.
-pub struct Service {
-    _queryable: zenoh::query::Queryable<()>,
+    _token: Option<LivelinessToken>,
 }
 
 /// An endpoint on a loopback port that is free now, for `listen` here and `connect` there.
@@ -92,159 +91,84 @@ pub fn free_endpoint() -> std::io::Result<String> {
     Ok(format!("tcp/127.0.0.1:{port}"))
 }
 
-impl Convention {
-    /// The key of a topic.
-    pub fn key(self, topic: &str) -> String {
-        match self {
-            Self::Plain => topic.trim_matches('/').to_owned(),
-        }
-    }
-}
-
 impl Bus {
     /// Opens a session.
     pub fn open(section: &BusSection) -> Result<Self, BusError> {
-        let failed =
-            |what: &str, e: &dyn ToString| BusError::Config { what: what.into(), reason: e.to_string() };
-        let mut config = match (&section.zenoh_file, &section.zenoh) {
-            (Some(file), _) => {
-                zenoh::Config::from_file(file).map_err(|error| failed(&file.display().to_string(), &error))?
-            }
-            (None, Some(inline)) => {
-                zenoh::Config::from_json5(inline).map_err(|error| failed("bus.zenoh", &error))?
-            }
-            (None, None) => zenoh::Config::default(),
+        let session =
+            zenoh::open(configuration(section)?).wait().map_err(|error| BusError::Open(error.to_string()))?;
+        let names: Box<dyn Names> = match section.convention {
+            Convention::Plain => Box::new(Plain),
+            Convention::RmwZenoh => Box::new(RmwZenoh {
+                domain: section.domain,
+                session: session.zid().to_string(),
+                node: section.node.clone().unwrap_or(NODE.into()),
+            }),
         };
-        let mut set = |key: &str, value: serde_json::Value| {
-            config.insert_json5(key, &value.to_string()).map_err(|error| failed(key, &error))
-        };
-        if section.zenoh.is_none() && section.zenoh_file.is_none() {
-            set("mode", json!("peer"))?;
-            set("scouting/multicast/enabled", json!(false))?;
-            set("scouting/gossip/enabled", json!(false))?;
-            set("listen/endpoints", json!([LOOPBACK]))?;
-        }
-        if !section.listen.is_empty() {
-            set("listen/endpoints", json!(section.listen))?;
-        }
-        if !section.connect.is_empty() {
-            set("connect/endpoints", json!(section.connect))?;
-        }
-        let session = zenoh::open(config).wait().map_err(|error| BusError::Open(error.to_string()))?;
-        Ok(Self { session, convention: section.convention })
-    }
-
-    /// Starts sending on a topic.
-    pub fn publisher(&self, topic: &str) -> Result<Publisher, BusError> {
-        let key = self.convention.key(topic);
-        let publisher = self
-            .session
-            .declare_publisher(key.clone())
-            .congestion_control(CongestionControl::Drop)
-            .priority(Priority::RealTime)
-            .express(true)
-            .wait()
-            .map_err(|error| BusError::Declare { key, reason: error.to_string() })?;
-        Ok(Publisher { publisher, id: self.session.zid().to_le_bytes(), sequence: 0 })
-    }
-
-    /// Calls `on_message` for everything on a topic, on zenoh's threads.
-    pub fn subscribe(
-        &self,
-        topic: &str,
-        on_message: impl Fn(&Message<'_>) + Send + Sync + 'static,
-    ) -> Result<Subscription, BusError> {
-        let key = self.convention.key(topic);
-        let subscriber = self
-            .session
-            .declare_subscriber(key.clone())
-            .callback(move |sample| {
-                let attachment = sample.attachment().map(|bytes| bytes.to_bytes());
-                on_message(&Message {
-                    payload: sample.payload().to_bytes(),
-                    attachment: attachment.and_then(|bytes| Attachment::from_bytes(&bytes)),
-                });
-            })
-            .wait()
-            .map_err(|error| BusError::Declare { key, reason: error.to_string() })?;
-        Ok(Subscription { _subscriber: subscriber })
-    }
-
-    /// Offers a `std_srvs/Trigger` service that always succeeds with what `on_call` says, called on zenoh's threads.
-    pub fn trigger(
-        &self,
-        topic: &str,
-        on_call: impl Fn() -> &'static str + Send + Sync + 'static,
-    ) -> Result<Service, BusError> {
-        let key = self.convention.key(topic);
-        let reply_key = key.clone();
-        let queryable = self
-            .session
-            .declare_queryable(key.clone())
-            .complete(true)
-            .callback(move |query| {
-                let mut response = Vec::new();
-                cdr::write_trigger_response(&mut response, true, on_call());
-                let attachment = query.attachment().map(|bytes| bytes.to_bytes().into_owned());
-                let reply = query.reply(reply_key.clone(), response).attachment(attachment);
-                if let Err(error) = reply.wait() {
-                    tracing::warn!(%error, key = reply_key, "the reply was lost");
-                }
-            })
-            .wait()
-            .map_err(|error| BusError::Declare { key, reason: error.to_string() })?;
-        Ok(Service { _queryable: queryable })
-    }
-
-    /// Calls a `std_srvs/Trigger` service and returns its response's bytes; `None` when nobody answered.
-    pub fn call_trigger(&self, topic: &str) -> Result<Option<Vec<u8>>, BusError> {
-        let key = self.convention.key(topic);
-        let replies = self
-            .session
-            .get(key.clone())
-            .payload(cdr::EMPTY_REQUEST)
-            .wait()
-            .map_err(|error| BusError::Put { key, reason: error.to_string() })?;
-        let answer = replies.into_iter().find_map(|reply| reply.into_result().ok());
-        Ok(answer.map(|sample| sample.payload().to_bytes().into_owned()))
+        let node = names.node_token().map(|token| announce(&session, token)).transpose()?;
+        Ok(Self { session, names, endpoints: AtomicU32::new(1), _node: node })
     }
 
     /// Sends what is left and leaves.
     pub fn close(self) -> Result<(), BusError> {
         self.session.close().wait().map_err(|error| BusError::Open(error.to_string()))
     }
+
+    /// Tells the graph of an endpoint.
+    fn announce(
+        &self,
+        role: Role,
+        topic: &str,
+        interface: &Interface,
+        qos: Qos,
+    ) -> Result<Announced, BusError> {
+        let id = self.endpoints.fetch_add(1, Ordering::Relaxed);
+        let token = self.names.token(&Endpoint { role, topic, interface, qos, id });
+        Ok(Announced {
+            key: self.names.key(topic, interface),
+            id: token.as_deref().map_or(self.session.zid().to_le_bytes(), attachment::publisher_of),
+            _token: token.map(|token| announce(&self.session, token)).transpose()?,
+        })
+    }
 }
 
-impl Publisher {
-    /// Sends one message, made at `source`; commands say their validity.
-    pub fn put(&mut self, payload: &[u8], source: Wall, validity: Option<Validity>) -> Result<(), BusError> {
-        self.sequence += 1;
-        let attachment = Attachment { sequence: self.sequence, source, publisher: self.id, validity };
-        self.put_with(payload, &attachment)
-    }
+fn announce(session: &zenoh::Session, token: String) -> Result<LivelinessToken, BusError> {
+    let declared = session.liveliness().declare_token(token.clone()).wait();
+    declared.map_err(|error| declaring(token, &error))
+}
 
-    /// Sends one message with this attachment.
-    pub fn put_with(&mut self, payload: &[u8], attachment: &Attachment) -> Result<(), BusError> {
-        self.publisher.put(payload.to_vec()).attachment(attachment.to_bytes()).wait().map_err(|error| {
-            BusError::Put { key: self.publisher.key_expr().to_string(), reason: error.to_string() }
-        })
-    }
+fn declaring(key: String, error: &dyn ToString) -> BusError {
+    BusError::Declare { key, reason: error.to_string() }
+}
 
-    /// Sends one message without attachment, as bridges do.
-    pub fn put_bare(&mut self, payload: &[u8]) -> Result<(), BusError> {
-        self.publisher.put(payload.to_vec()).wait().map_err(|error| BusError::Put {
-            key: self.publisher.key_expr().to_string(),
-            reason: error.to_string(),
-        })
+fn configuration(section: &BusSection) -> Result<zenoh::Config, BusError> {
+    let failed = |what: &str, e: &dyn ToString| BusError::Config { what: what.into(), reason: e.to_string() };
+    let mut config = match (&section.zenoh_file, &section.zenoh) {
+        (Some(file), _) => {
+            zenoh::Config::from_file(file).map_err(|error| failed(&file.display().to_string(), &error))?
+        }
+        (None, Some(inline)) => {
+            zenoh::Config::from_json5(inline).map_err(|error| failed("bus.zenoh", &error))?
+        }
+        (None, None) => zenoh::Config::default(),
+    };
+    let mut set = |key: &str, value: serde_json::Value| {
+        config.insert_json5(key, &value.to_string()).map_err(|error| failed(key, &error))
+    };
+    let ros = section.convention == Convention::RmwZenoh;
+    if section.zenoh.is_none() && section.zenoh_file.is_none() {
+        set("mode", json!("peer"))?;
+        set("scouting/multicast/enabled", json!(false))?;
+        set("scouting/gossip/enabled", json!(ros))?;
+        set("listen/endpoints", json!([LOOPBACK]))?;
+        if ros && section.connect.is_empty() && section.listen.is_empty() {
+            set("connect/endpoints", json!([ROUTER]))?;
+        }
     }
-
-    /// Whether somebody receives.
-    pub fn is_matched(&self) -> bool {
-        self.publisher.matching_status().wait().is_ok_and(|status| status.matching())
+    if !section.listen.is_empty() {
+        set("listen/endpoints", json!(section.listen))?;
     }
-
-    /// Who it says it is.
-    pub fn id(&self) -> [u8; 16] {
-        self.id
+    if !section.connect.is_empty() {
+        set("connect/endpoints", json!(section.connect))?;
     }
+    Ok(config)
 }

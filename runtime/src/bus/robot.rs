@@ -4,13 +4,22 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::attachment::Validity;
-use super::{Bus, BusError, Message, Publisher, Service, Subscription, cdr};
+use super::interface::{self, Interface};
+use super::names::Qos;
+use super::service::Answer;
+use super::{Bus, BusError, Message, Publisher, Service, Subscription, Traffic, cdr};
 use crate::chunk::Chunk;
 use crate::clock::{Nanos, Reading, Wall};
-use crate::config::{MessageReading, Robot};
+use crate::config::fields::Stamped;
+use crate::config::{CommandWriting, MessageReading, Robot};
 use crate::control::{Command, Mode};
 use crate::observation::{Intake, Origin, Refusal};
 use crate::trajectory::{Due, Lookahead, Next};
+
+/// Numbers of the longest stamped message.
+const LONGEST_STAMPED: usize = 37;
+/// A quaternion shorter than this has no direction.
+const SHORTEST_TURN: f64 = 1e-6;
 
 /// What any thread may tell any other without waiting.
 #[derive(Debug, Default)]
@@ -31,6 +40,7 @@ pub struct Inlet {
 /// Sends commands.
 pub struct Outlet {
     command: Option<Publisher>,
+    writing: CommandWriting,
     trajectory: Option<Publisher>,
     joints: Vec<String>,
     action_period: Nanos,
@@ -113,12 +123,18 @@ impl Inlet {
         let mut subscriptions = Vec::new();
         for (part, topic) in robot.topics.iter().enumerate() {
             let (shared, reading) = (Arc::clone(&shared), topic.reading.clone());
-            subscriptions.push(bus.subscribe(&topic.topic, move |message| {
-                let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Err(refusal) = shared.take(part, &reading, message, clock) {
-                    tracing::debug!(part, %refusal, "observation refused");
-                }
-            })?);
+            let qos = if topic.latched { Qos::LATCHED } else { Qos::SENSOR };
+            subscriptions.push(bus.subscribe(
+                &topic.topic,
+                topic.reading.interface(),
+                qos,
+                move |message| {
+                    let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                    if let Err(refusal) = shared.take(part, &reading, message, clock) {
+                        tracing::debug!(part, %refusal, "observation refused");
+                    }
+                },
+            )?);
         }
         let mut services = Vec::new();
         for (topic, ask, answer) in [
@@ -126,20 +142,37 @@ impl Inlet {
             (&robot.reset_topic, Signals::reset, "reset asked for"),
         ] {
             let told = Arc::clone(signals);
-            subscriptions.push(bus.subscribe(topic, move |_| ask(&told))?);
+            subscriptions.push(bus.subscribe(topic, &interface::EMPTY, Qos::DEFAULT, move |_| ask(&told))?);
             let told = Arc::clone(signals);
             services.push(bus.trigger(topic, move || {
                 ask(&told);
-                answer
+                Answer { success: true, message: answer.into() }
             })?);
         }
+        let told = Arc::clone(signals);
+        services.push(bus.set_bool(&robot.enable_service, move |on| {
+            if on {
+                told.reset()
+            } else {
+                told.stop()
+            };
+            Answer { success: true, message: if on { "reset asked for" } else { "stop latched" }.into() }
+        })?);
         Ok(Self { shared, _subscriptions: subscriptions, _services: services })
     }
 
     /// Messages taken in, and messages refused in the order of [`Refusal::ALL`].
     pub fn counts(&self) -> (u64, [u64; Refusal::ALL.len()]) {
-        let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        (shared.intake.accepted(), *shared.intake.refused())
+        self.counter()()
+    }
+
+    /// The same, for another thread.
+    pub fn counter(&self) -> impl Fn() -> (u64, [u64; Refusal::ALL.len()]) + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || {
+            let shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+            (shared.intake.accepted(), *shared.intake.refused())
+        }
     }
 }
 
@@ -151,16 +184,7 @@ impl Shared {
         message: &Message<'_>,
         clock: fn(Option<Wall>) -> Reading,
     ) -> Result<(), Refusal> {
-        let decoded = match reading {
-            MessageReading::Array { size } => {
-                self.numbers.resize(*size, 0.0);
-                cdr::read_array(&message.payload, &mut self.numbers).map(|()| None)
-            }
-            MessageReading::Joints { names, field } => {
-                self.numbers.resize(names.len(), 0.0);
-                cdr::read_joint_state(&message.payload, names, *field, &mut self.numbers)
-            }
-        };
+        let decoded = reading.read(&message.payload, &mut self.numbers);
         let header_stamp = decoded.inspect_err(|refusal| self.intake.refuse(*refusal))?;
         let attachment = message.attachment;
         let origin = Origin {
@@ -178,10 +202,13 @@ impl Shared {
 impl Outlet {
     /// Declares the robot's publishers.
     pub fn open(bus: &Bus, robot: &Robot) -> Result<Self, BusError> {
-        let publisher = |topic: &Option<String>| topic.as_ref().map(|topic| bus.publisher(topic)).transpose();
+        let publisher = |topic: &Option<String>, interface: &Interface| {
+            topic.as_ref().map(|topic| bus.publisher(topic, interface, Traffic::Control)).transpose()
+        };
         Ok(Self {
-            command: publisher(&robot.command_topic)?,
-            trajectory: publisher(&robot.trajectory_topic)?,
+            command: publisher(&robot.command_topic, robot.command.interface())?,
+            writing: robot.command.clone(),
+            trajectory: publisher(&robot.trajectory_topic, &interface::JOINT_TRAJECTORY)?,
             joints: robot.joints.clone(),
             action_period: robot.action_period,
             lookahead: Lookahead::new(&robot.control, robot.action_period),
@@ -201,10 +228,13 @@ impl Outlet {
         let source = now.wall_of(command.time);
         let observation = now.wall_of(command.observation);
         if let Some(publisher) = &mut self.command {
-            cdr::write_array(&mut self.payload, command.values());
             let until = now.wall_of(command.valid_until);
-            let put = publisher.put(&self.payload, source, Some(Validity { observation, until }));
-            self.count(put);
+            if self.writing.write(&mut self.payload, source, command.values()) {
+                let put = publisher.put(&self.payload, source, Some(Validity { observation, until }));
+                self.count(put);
+            } else {
+                self.failed += 1;
+            }
         }
         if self.trajectory.is_some() {
             self.send_trajectory(command, chunk, source, observation);
@@ -239,5 +269,72 @@ impl Outlet {
                 tracing::warn!(%error, "a message was not sent");
             }
         }
+    }
+}
+
+impl MessageReading {
+    /// The messages' type.
+    pub fn interface(&self) -> &'static Interface {
+        match self {
+            Self::Array { .. } => &interface::FLOAT64_MULTI_ARRAY,
+            Self::Joints { .. } => &interface::JOINT_STATE,
+            Self::Stamped { kind, .. } => kind.interface(),
+        }
+    }
+
+    /// Reads a message's numbers into `out`, which becomes as long as they are mapped, and its header stamp, if it has
+    /// one.
+    pub fn read(&self, payload: &[u8], out: &mut Vec<f64>) -> Result<Option<Wall>, Refusal> {
+        match self {
+            Self::Array { size } => {
+                out.resize(*size, 0.0);
+                cdr::read_array(payload, out).map(|()| None)
+            }
+            Self::Joints { names, field } => {
+                out.resize(names.len(), 0.0);
+                cdr::read_joint_state(payload, names, *field, out)
+            }
+            Self::Stamped { kind, places } => {
+                out.resize(places.len(), 0.0);
+                cdr::read_stamped(payload, kind.total(), places, out)
+            }
+        }
+    }
+}
+
+impl CommandWriting {
+    /// The messages' type.
+    pub fn interface(&self) -> &'static Interface {
+        match self {
+            Self::Array => &interface::FLOAT64_MULTI_ARRAY,
+            Self::Stamped { kind, .. } => kind.interface(),
+        }
+    }
+
+    /// Writes a command `[joints]`. A pose's orientation is brought to length 1; where no joint gives it, it is the
+    /// frame's. `false` when it has no direction: then nothing may be sent.
+    pub fn write(&self, out: &mut Vec<u8>, stamp: Wall, values: &[f64]) -> bool {
+        let Self::Stamped { kind, frame, places } = self else {
+            cdr::write_array(out, values);
+            return true;
+        };
+        let mut numbers = [0.0; LONGEST_STAMPED];
+        for (place, value) in places.iter().zip(values) {
+            numbers[*place] = *value;
+        }
+        let numbers = &mut numbers[..kind.total()];
+        if *kind == Stamped::Pose {
+            let turn = &mut numbers[Stamped::ORIENTATION..];
+            if places.iter().all(|place| *place < Stamped::ORIENTATION) {
+                turn[3] = 1.0;
+            }
+            let length = turn.iter().map(|part| part * part).sum::<f64>().sqrt();
+            if length < SHORTEST_TURN {
+                return false;
+            }
+            turn.iter_mut().for_each(|part| *part /= length);
+        }
+        cdr::write_stamped(out, stamp, frame, numbers);
+        true
     }
 }

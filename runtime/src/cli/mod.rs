@@ -2,6 +2,7 @@
 
 mod bench;
 mod calibrate;
+mod check;
 #[cfg(feature = "pusht")]
 mod demo;
 mod doctor;
@@ -40,6 +41,8 @@ enum Command {
     Demo(demo::Args),
     /// Run a robot: the embedded daemon.
     Run(run::Args),
+    /// Explain a robot's configuration and find what does not fit, before anything moves.
+    Check(check::Args),
     /// Turn a PyTorch checkpoint into a policy package, without Python.
     Import(import::Args),
     /// Predict action chunks for observations in a file.
@@ -91,6 +94,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => args.run(),
         Command::Doctor(args) => args.run(),
         Command::Run(args) => args.run(),
+        Command::Check(args) => args.run(),
         #[cfg(feature = "pusht")]
         Command::Demo(args) => args.run(),
         #[cfg(feature = "pusht")]

@@ -2,10 +2,12 @@
 
 use refrain_policies::config::PolicyConfig;
 
+use super::fields::Stamped;
 use super::{
-    ActionSection, ConfigError, FORMAT, JointSection, KindChoice, MessageKind, MessageReading, Robot,
-    RobotConfig, StampChoice, Topic, TopicSection,
+    ActionSection, BusSection, CommandKind, CommandWriting, ConfigError, Convention, FORMAT, JointSection,
+    KindChoice, MessageKind, MessageReading, Robot, RobotConfig, StampChoice, Topic, TopicSection,
 };
+use crate::bus::names::is_ros_name;
 use crate::chunk::Interpolation;
 use crate::clock::{self, from_millis};
 use crate::control::{ControlConfig, Late};
@@ -20,6 +22,7 @@ impl RobotConfig {
         self.problems(policy, &mut found);
         let (topics, parts) = self.topics(policy, &mut found);
         let (limits, starts) = self.action.joints(policy, &mut found);
+        let command = self.action.command(policy, &mut found);
         if !found.is_empty() {
             return Err(ConfigError::Problems(found));
         }
@@ -63,10 +66,17 @@ impl RobotConfig {
             topics,
             joints: policy.action.names.iter().map(|n| joint(n).unwrap_or(n.clone())).collect(),
             command_topic: self.action.command_topic.clone(),
+            command,
             trajectory_topic: self.action.trajectory_topic.clone(),
             stop_topic: named(&self.bus.stop_topic, "stop"),
             reset_topic: named(&self.bus.reset_topic, "reset"),
-            bus: self.bus.clone(),
+            enable_service: named(&self.bus.enable_service, "enable"),
+            diagnostics_topic: self.bus.diagnostics_topic.clone().unwrap_or("diagnostics".into()),
+            mode_topic: named(&self.bus.mode_topic, "mode"),
+            bus: BusSection {
+                node: Some(self.bus.node.clone().unwrap_or(self.name.clone())),
+                ..self.bus.clone()
+            },
         })
     }
 
@@ -76,7 +86,8 @@ impl RobotConfig {
                 found.push(problem);
             }
         };
-        let positive = |value: f64| value > 0.0 && value <= 1e9;
+        // From a microsecond on: less is 0 in nanoseconds, or no time to do anything in.
+        let a_span = |millis: f64| (0.001..=1e9).contains(&millis);
         expect(self.format == FORMAT, format!("format: expected {FORMAT}, got {}", self.format));
         expect(
             !self.name.is_empty() && !self.name.contains(is_wild),
@@ -100,19 +111,19 @@ impl RobotConfig {
             );
         }
         if let Some(deadline) = self.chunk.deadline_ms {
-            expect(positive(deadline), format!("chunk.deadline_ms: expected more than 0, got {deadline}"));
+            expect(a_span(deadline), format!("chunk.deadline_ms: expected 0.001 to 1e9, got {deadline}"));
         }
         let o = &self.observation;
         expect(
-            positive(o.max_age_ms),
-            format!("observation.max_age_ms: expected more than 0, got {}", o.max_age_ms),
+            a_span(o.max_age_ms),
+            format!("observation.max_age_ms: expected 0.001 to 1e9, got {}", o.max_age_ms),
         );
         expect(
             o.clock_tolerance_ms >= 0.0 && o.clock_tolerance_ms <= 1e9,
             format!("observation.clock_tolerance_ms: expected 0 or more, got {}", o.clock_tolerance_ms),
         );
         let valid = self.action.valid_ms;
-        expect(positive(valid), format!("action.valid_ms: expected more than 0, got {valid}"));
+        expect(a_span(valid), format!("action.valid_ms: expected 0.001 to 1e9, got {valid}"));
         expect(
             self.action.command_topic.is_some() || self.action.trajectory_topic.is_some(),
             "action: expected command_topic or trajectory_topic; commands have nowhere to go".into(),
@@ -126,6 +137,14 @@ impl RobotConfig {
             self.bus.zenoh.is_none() || self.bus.zenoh_file.is_none(),
             "bus: expected zenoh or zenoh_file, got both".into(),
         );
+        let ros = self.bus.convention == Convention::RmwZenoh;
+        let node = self.bus.node.as_ref().unwrap_or(&self.name);
+        expect(
+            !ros || is_ros_name(node),
+            format!("bus.node: expected letters, digits and _ as ROS has it, got {node:?}"),
+        );
+        let domain = self.bus.domain;
+        expect(domain <= 232, format!("bus.domain: expected 0 to 232, got {domain}"));
         let mut seen: Vec<&str> = Vec::new();
         let topics = self.observation.topics.iter().map(|t| ("observation.topics", Some(&t.topic)));
         for (key, topic) in topics.chain([
@@ -133,12 +152,19 @@ impl RobotConfig {
             ("action.trajectory_topic", self.action.trajectory_topic.as_ref()),
             ("bus.stop_topic", self.bus.stop_topic.as_ref()),
             ("bus.reset_topic", self.bus.reset_topic.as_ref()),
+            ("bus.enable_service", self.bus.enable_service.as_ref()),
+            ("bus.diagnostics_topic", self.bus.diagnostics_topic.as_ref()),
+            ("bus.mode_topic", self.bus.mode_topic.as_ref()),
         ]) {
             let Some(topic) = topic else { continue };
             let bare = topic.trim_matches('/');
             expect(
                 !bare.is_empty() && !bare.contains(is_wild) && !bare.split('/').any(str::is_empty),
                 format!("{key}: expected a topic such as \"robot/joint_states\", got {topic:?}"),
+            );
+            expect(
+                !ros || bare.split('/').all(is_ros_name),
+                format!("{key}: ROS topics have letters, digits, _ and / only, got {topic:?}"),
             );
             expect(!seen.contains(&bare), format!("{key}: {topic:?} stands twice"));
             seen.push(bare);
@@ -169,6 +195,7 @@ impl RobotConfig {
             topics.push(Topic {
                 topic: section.topic.clone(),
                 reading: section.reading(elements, &key, found),
+                latched: section.latched,
             });
             parts.push(Part { places, arrival_is_stamp: section.stamp == StampChoice::Arrival });
         }
@@ -183,13 +210,22 @@ impl RobotConfig {
 
 impl TopicSection {
     fn reading(&self, elements: &[String], key: &str, found: &mut Vec<String>) -> MessageReading {
+        if self.kind != MessageKind::JointState && (!self.joints.is_empty() || self.field.is_some()) {
+            found.push(format!("{key}: joints and field belong to sensor_msgs/JointState only"));
+        }
+        let stamped = match self.kind {
+            MessageKind::Float64MultiArray | MessageKind::JointState => None,
+            MessageKind::Imu => Some(Stamped::Imu),
+            MessageKind::PoseStamped => Some(Stamped::Pose),
+            MessageKind::TwistStamped => Some(Stamped::Twist),
+        };
+        if let Some(kind) = stamped {
+            return MessageReading::Stamped { kind, places: self.places(kind, elements, key, found) };
+        }
+        if !self.fields.is_empty() {
+            found.push(format!("{key}: fields belong to stamped messages (Imu, PoseStamped, TwistStamped)"));
+        }
         match self.kind {
-            MessageKind::Float64MultiArray => {
-                if !self.joints.is_empty() || self.field.is_some() {
-                    found.push(format!("{key}: joints and field belong to sensor_msgs/JointState only"));
-                }
-                MessageReading::Array { size: elements.len() }
-            }
             MessageKind::JointState => {
                 if elements.len() > MAX_JOINTS {
                     found.push(format!("{key}: {} joints, at most {MAX_JOINTS} are read", elements.len()));
@@ -204,7 +240,31 @@ impl TopicSection {
                 }
                 MessageReading::Joints { names: joints.to_vec(), field: self.field.unwrap_or_default() }
             }
+            _ => MessageReading::Array { size: elements.len() },
         }
+    }
+
+    /// For each element, its number's place in the message.
+    fn places(&self, kind: Stamped, elements: &[String], key: &str, found: &mut Vec<String>) -> Vec<usize> {
+        let all = kind.names();
+        let given: Vec<&str> = self.fields.iter().map(String::as_str).collect();
+        let names = if given.is_empty() { &all } else { &given };
+        if names.len() != elements.len() {
+            found.push(format!(
+                "{key}.fields: expected {} numbers, one per element, got {}; name them: {}",
+                elements.len(),
+                names.len(),
+                all.join(", ")
+            ));
+        }
+        let mut places = Vec::new();
+        for name in names {
+            match kind.place(name) {
+                Some(place) => places.push(place),
+                None => found.push(format!("{key}.fields: no {name:?} in it, but {}", all.join(", "))),
+            }
+        }
+        places
     }
 }
 
@@ -241,6 +301,39 @@ impl ActionSection {
             }
         }
         (limits, starts)
+    }
+}
+
+impl ActionSection {
+    /// How commands are written.
+    fn command(&self, policy: &PolicyConfig, found: &mut Vec<String>) -> CommandWriting {
+        let (kind, wanted) = match self.command_kind {
+            CommandKind::Float64MultiArray => {
+                if !self.command_frame.is_empty() || self.joints.iter().any(|joint| joint.field.is_some()) {
+                    found.push("action: command_frame and field belong to stamped commands only".into());
+                }
+                return CommandWriting::Array;
+            }
+            CommandKind::PoseStamped => (Stamped::Pose, KindChoice::Position),
+            CommandKind::TwistStamped => (Stamped::Twist, KindChoice::Velocity),
+        };
+        let mut places = Vec::new();
+        for joint in policy.action.names.iter().filter_map(|name| self.find(name)) {
+            let key = format!("action.joints {:?}", joint.name);
+            if joint.kind != wanted {
+                found.push(format!("{key}.kind: {:?} commands need {wanted:?} joints", self.command_kind));
+            }
+            match joint.field.as_deref().map(|field| (field, kind.place(field))) {
+                Some((_, Some(place))) if !places.contains(&place) => places.push(place),
+                Some((field, Some(_))) => found.push(format!("{key}.field: {field:?} is set twice")),
+                _ => found.push(format!("{key}.field: expected one of {}", kind.names().join(", "))),
+            }
+        }
+        let turned = places.iter().filter(|place| **place >= Stamped::ORIENTATION).count();
+        if kind == Stamped::Pose && turned != 0 && turned != 4 {
+            found.push("action.joints: a pose's orientation needs all of its x, y, z and w".into());
+        }
+        CommandWriting::Stamped { kind, frame: self.command_frame.clone(), places }
     }
 }
 

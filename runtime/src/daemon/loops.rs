@@ -2,13 +2,14 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use crate::bus::health::Health;
 use crate::bus::robot::{Outlet, Signals};
 use crate::chunk::Chunk;
 use crate::clock::{self, Duration};
 use crate::control::{Command, Mode};
 use crate::events::Drain;
 use crate::mailbox::{Receiver, Sender};
-use crate::observation::Window;
+use crate::observation::{Refusal, Window};
 use crate::planner::{PlanError, Planner};
 use crate::report::{ControlTally, Tally};
 use crate::threads;
@@ -100,5 +101,24 @@ pub(super) fn drain(mut events: Drain, mut tallies: Receiver<ControlTally>, tall
             break;
         }
         threads::park(DRAIN);
+    }
+}
+
+/// The health thread: tells mode and health until the end, and the last mode then.
+pub(super) fn health(
+    mut health: Health,
+    observations: impl Fn() -> (u64, [u64; Refusal::ALL.len()]),
+    signals: &Signals,
+    tally: &Mutex<Tally>,
+) {
+    loop {
+        let ended = signals.has_ended();
+        health.tell(clock::read(), signals.mode(), || {
+            tally.lock().unwrap_or_else(PoisonError::into_inner).report(observations())
+        });
+        if ended {
+            break;
+        }
+        threads::park(IDLE);
     }
 }

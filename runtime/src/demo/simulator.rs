@@ -6,8 +6,10 @@ use refrain_pusht::{Episode, PushT, RATE_HZ};
 
 use super::{DemoError, DemoOptions, Progress};
 use crate::bus::attachment::Attachment;
+use crate::bus::interface::FLOAT64_MULTI_ARRAY;
+use crate::bus::names::Qos;
 use crate::bus::robot::Signals;
-use crate::bus::{Bus, BusError, BusSection, Message, Publisher, Subscription, cdr};
+use crate::bus::{Bus, BusError, BusSection, Message, Publisher, Subscription, Traffic, cdr};
 use crate::clock::{self, Duration, Nanos, Ticker, Time, Wall};
 use crate::config::Robot;
 use crate::threads;
@@ -70,8 +72,9 @@ impl Simulator {
         let inbox = Arc::new(Inbox::default());
         let receiver = Arc::clone(&inbox);
         let commands = robot.command_topic.as_deref().unwrap_or_default();
-        let subscription = bus.subscribe(commands, move |message| receiver.take(message))?;
-        let observations = bus.publisher(&robot.topics[0].topic)?;
+        let subscription = bus
+            .subscribe(commands, &FLOAT64_MULTI_ARRAY, Qos::NEWEST, move |message| receiver.take(message))?;
+        let observations = bus.publisher(&robot.topics[0].topic, &FLOAT64_MULTI_ARRAY, Traffic::Control)?;
         let deadline = clock::now() + PATIENCE;
         while !observations.is_matched() {
             if clock::now() > deadline {

@@ -1,0 +1,91 @@
+//! The ROS 2 interfaces that Refrain speaks: names and type hashes.
+//!
+//! A hash is the RIHS01 of REP 2016. These are the same in Jazzy, Kilted and Lyrical; rosbags
+//! computes them anew from the messages' definitions (`tests/interop/hashes.py`).
+
+/// A message or service type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Package.
+    pub package: &'static str,
+    /// `msg` or `srv`.
+    pub family: &'static str,
+    /// Name in its package.
+    pub name: &'static str,
+    /// RIHS01, 64 hexadecimal digits.
+    pub hash: &'static str,
+    /// Whether it has an unbounded array of bytes: from Lyrical on such messages travel on a key of their own.
+    pub bulky: bool,
+}
+
+macro_rules! interfaces {
+    ($($(#[$doc:meta])* $constant:ident = $package:literal $family:literal $name:literal $hash:literal $($bulky:ident)?;)*) => {
+        $($(#[$doc])*
+        pub const $constant: Interface = Interface {
+            package: $package,
+            family: $family,
+            name: $name,
+            hash: $hash,
+            bulky: interfaces!(@bulky $($bulky)?),
+        };)*
+
+        /// All of them.
+        pub const ALL: &[Interface] = &[$($constant),*];
+    };
+    (@bulky bulky) => { true };
+    (@bulky) => { false };
+}
+
+interfaces! {
+    /// Nothing: a signal.
+    EMPTY = "std_msgs" "msg" "Empty"
+        "20b625256f32d5dbc0d04fee44f43c41e51c70d3502f84b4a08e7a9c26a96312";
+    /// A text.
+    STRING = "std_msgs" "msg" "String"
+        "df668c740482bbd48fb39d76a70dfd4bd59db1288021743503259e948f6b1a18";
+    /// Numbers.
+    FLOAT64_MULTI_ARRAY = "std_msgs" "msg" "Float64MultiArray"
+        "1025ddc6b9552d191f89ef1a8d2f60f3d373e28b283d8891ddcc974e8c55397f";
+    /// Joints by name.
+    JOINT_STATE = "sensor_msgs" "msg" "JointState"
+        "a13ee3a330e346c9d87b5aa18d24e11690752bd33a0350f11c5882bc9179260e";
+    /// An inertial measurement unit.
+    IMU = "sensor_msgs" "msg" "Imu"
+        "7d9a00ff131080897a5ec7e26e315954b8eae3353c3f995c55faf71574000b5b";
+    /// A raw image.
+    IMAGE = "sensor_msgs" "msg" "Image"
+        "d31d41a9a4c4bc8eae9be757b0beed306564f7526c88ea6a4588fb9582527d47" bulky;
+    /// A JPEG or PNG.
+    COMPRESSED_IMAGE = "sensor_msgs" "msg" "CompressedImage"
+        "15640771531571185e2efc8a100baf923961a4d15d5569652e6cb6691e8e371a" bulky;
+    /// A pose in a frame.
+    POSE_STAMPED = "geometry_msgs" "msg" "PoseStamped"
+        "10f3786d7d40fd2b54367835614bff85d4ad3b5dab62bf8bca0cc232d73b4cd8";
+    /// A velocity in a frame.
+    TWIST_STAMPED = "geometry_msgs" "msg" "TwistStamped"
+        "5f0fcd4f81d5d06ad9b4c4c63e3ea51b82d6ae4d0558f1d475229b1121db6f64";
+    /// What joint_trajectory_controller takes.
+    JOINT_TRAJECTORY = "trajectory_msgs" "msg" "JointTrajectory"
+        "179b33eba59d676f6d967ac71fe35e7ca2f64b2f3928f4a018cec115e213796e";
+    /// Health.
+    DIAGNOSTIC_ARRAY = "diagnostic_msgs" "msg" "DiagnosticArray"
+        "5a8a36efb05fb25070fa0fb3810290c0e6cd4862b54a8fb975a1ee8dc55a333e";
+    /// Do it.
+    TRIGGER = "std_srvs" "srv" "Trigger"
+        "eeff2cd6fa5ad9d27cdf4dec64818317839b62f212a91e6b5304b634b2062c5f";
+    /// On or off.
+    SET_BOOL = "std_srvs" "srv" "SetBool"
+        "abe9e4bb6b41b40e6789712c00ec8871923e089af3f667a79992a428cff2da0a";
+}
+
+impl Interface {
+    /// As ROS writes it: `std_msgs/msg/String`.
+    pub fn ros_name(&self) -> String {
+        format!("{}/{}/{}", self.package, self.family, self.name)
+    }
+
+    /// As DDS writes it: `std_msgs::msg::dds_::String_`.
+    pub fn dds_name(&self) -> String {
+        format!("{}::{}::dds_::{}_", self.package, self.family, self.name)
+    }
+}
