@@ -58,6 +58,11 @@ impl Present {
         }
     }
 
+    /// A processor in disguise, which takes minutes for a hundred steps of a large policy.
+    pub fn slow(self) -> bool {
+        self == Self::Gpu && GpuEngine::adapters().iter().all(|adapter| adapter.software())
+    }
+
     /// How many of a trace's observations are compared: software adapters are slow.
     fn observations(self, trace: &Trace) -> usize {
         match self {

@@ -29,6 +29,11 @@ fn compare(engine: Present, package: Package, trace: &Trace, tolerance: f32, tit
         let (kind, steps) = run.trim_end_matches('.').split_at(4);
         let kind = if kind == "ddpm" { SamplerKind::Ddpm } else { SamplerKind::Ddim };
         let steps = steps.parse().expect("a number of steps");
+        // The small policy's long runs are compared on every engine.
+        if engine.slow() && steps > 20 && package.config.architecture.layers > 4 {
+            eprintln!("LEFT OUT: {title}, {run}trajectory_norm on a GPU that is a processor in disguise");
+            continue;
+        }
         let package = engines::with_sampler(&package, package.config.sampler.with(kind, steps));
         let timesteps: Vec<u64> =
             package.config.sampler.inference_timesteps().iter().map(|t| *t as u64).collect();
