@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 use crate::chunk::Interpolation;
 use crate::clock::Nanos;
 use crate::control::{ControlConfig, Late};
+use crate::join::Join;
 use crate::observation::IntakeConfig;
+use crate::planner::Replan;
 use crate::safety;
 use crate::threads::Scheduling;
 
@@ -60,9 +62,18 @@ pub struct PolicySection {
     /// Which engine runs it.
     #[serde(default)]
     pub engine: EngineChoice,
-    /// Name of a schedule of the package, or `full`.
+    /// SHA-256 of the package's content, lowercase hex; another content is refused. It is what
+    /// `refrain_policies::package::Package::content_sha256` says, and what `find . -type f` in the package's folder,
+    /// `sort` and `sha256sum` give; see there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Name of a schedule of the package, or `full`; `auto` is the best-scoring one whose p99 on this machine fits the
+    /// chunk deadline, with the faster ones as its ladder.
     #[serde(default = "full")]
     pub schedule: String,
+    /// Schedules to step down to, one after the other, before deadlines are missed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ladder: Vec<String>,
     /// Seed of the noise.
     #[serde(default)]
     pub seed: u64,
@@ -108,6 +119,15 @@ pub struct ChunkSection {
     /// often as observations and inference allow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replan_after: Option<usize>,
+    /// Instead: this many chunks per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replan_hz: Option<f64>,
+    /// Instead: as fast as inference allows.
+    #[serde(default)]
+    pub replan_always: bool,
+    /// How one chunk follows another.
+    #[serde(default)]
+    pub join: Join,
     /// Oldest a chunk's observation may be, in milliseconds; without it, the time of `replan_after` + 2 actions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<f64>,
@@ -152,6 +172,10 @@ pub struct ActionSection {
     /// What happens to actions outside a joint's position range.
     #[serde(default)]
     pub outside: OutsideChoice,
+    /// Action elements that are a rotation together: six (the first two rows of its matrix) or four (quaternion x, y, z,
+    /// w). They are interpolated as one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rotations: Vec<Vec<String>>,
     /// One per action element, in any order.
     pub joints: Vec<JointSection>,
 }
@@ -179,12 +203,18 @@ pub struct JointSection {
     /// What its numbers mean.
     #[serde(default)]
     pub kind: KindChoice,
-    /// Lowest and highest position, in the action's unit u; for velocity joints left out.
+    /// Lowest and highest position, in the action's unit u; for velocity joints left out, for discrete ones the two values.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<[f64; 2]>,
-    /// Largest speed, u/s.
+    /// Of discrete joints: at most the first is the low value, at least the second the high one, and between the two the
+    /// value before stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thresholds: Option<[f64; 2]>,
+    /// Largest speed, u/s; for discrete joints left out.
+    #[serde(default)]
     pub velocity: f64,
-    /// Largest acceleration, u/s^2.
+    /// Largest acceleration, u/s^2; for discrete joints left out.
+    #[serde(default)]
     pub acceleration: f64,
     /// The observation element that measures it, in the action's unit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -206,6 +236,8 @@ pub enum KindChoice {
     Position,
     /// Velocities.
     Velocity,
+    /// One of two values, such as a gripper's.
+    Discrete,
 }
 
 /// A checked configuration: what the threads are made from.
@@ -223,8 +255,12 @@ pub struct Robot {
     pub scheduling: Scheduling,
     /// Whether memory is locked.
     pub lock_memory: bool,
-    /// Actions between the observations of two chunks.
-    pub replan_after: usize,
+    /// When chunks are made.
+    pub replan: Replan,
+    /// How one follows another.
+    pub join: Join,
+    /// How long a prediction may take for its chunk, and the one before it, to be in time.
+    pub budget: Nanos,
     /// Nanoseconds between actions.
     pub action_period: Nanos,
     /// Checks and mapping of observations.

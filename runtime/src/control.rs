@@ -31,7 +31,7 @@
 //! inputs at the same times give the same commands. A tick cannot fail, it can only change mode. In `Stopped` no
 //! command differs from the one before; a stop that comes in motion brakes in `Holding` first, within the limits.
 
-use crate::chunk::{Chunk, Interpolation};
+use crate::chunk::{Chunk, Path};
 use crate::clock::{Nanos, Time};
 use crate::safety::{Gate, GateCounts, Joints, Limits, MAX_JOINTS, Outside, Reason, Request, Verdict};
 
@@ -49,6 +49,13 @@ pub enum Mode {
     Holding,
     /// Latched, at rest.
     Stopped,
+}
+
+impl Mode {
+    /// Whether a chunk is being executed.
+    pub fn executes(self) -> bool {
+        matches!(self, Self::Running | Self::Coasting)
+    }
 }
 
 /// What a tick did, by name; each has a counter.
@@ -105,7 +112,7 @@ pub struct ControlConfig {
     /// Nanoseconds between ticks.
     pub period: Nanos,
     /// From the policy's rate to the control rate.
-    pub interpolation: Interpolation,
+    pub path: Path,
     /// Oldest a chunk's observation may be for the chunk to count as in time.
     pub chunk_deadline: Nanos,
     /// What happens past it.
@@ -451,7 +458,7 @@ impl Control {
             self.hold(now, inputs);
             return (Mode::Holding, Outcome::ChunkLate, None);
         }
-        let Some((action, target)) = chunk.at(now, self.config.interpolation) else {
+        let Some((action, target)) = chunk.at(now, &self.config.path) else {
             self.hold(now, inputs);
             return (Mode::Holding, Outcome::ChunkEnded, None);
         };

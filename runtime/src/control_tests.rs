@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::chunk::Interpolation;
 use crate::clock::{MILLISECOND, SECOND};
 use crate::safety::Kind;
 
@@ -13,7 +14,7 @@ const STEPS: usize = 15;
 fn config(late: Late) -> ControlConfig {
     ControlConfig {
         period: PERIOD,
-        interpolation: Interpolation::Linear,
+        path: Interpolation::Linear.into(),
         chunk_deadline: SECOND,
         late,
         max_chunk_age: STEPS as i64 * ACTION,

@@ -22,11 +22,12 @@ use crate::bus::{Bus, BusError};
 use crate::clock::{self, Duration, Nanos};
 use crate::config::{ConfigError, Robot};
 use crate::control::{Command, Control, Mode, Observed};
+use crate::engine::EngineError;
 use crate::events;
+use crate::ladder::Rungs;
 use crate::mailbox::mailbox;
 use crate::observation::Window;
 use crate::planner::Planner;
-use crate::policy::Policy;
 use crate::report::{ControlTally, Report, Tally};
 use crate::threads::{self, Waker};
 
@@ -46,6 +47,9 @@ pub enum DaemonError {
     /// The bus failed.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// The engine cannot do what the configuration asks for.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
@@ -81,12 +85,12 @@ impl Drop for Leash {
 
 impl Daemon {
     /// Opens the bus and starts the threads. The robot stays untouched until the first chunk.
-    pub fn start(robot: &Robot, policy: Policy) -> Result<Self, DaemonError> {
+    pub fn start(robot: &Robot, plans: impl Into<Rungs>) -> Result<Self, DaemonError> {
         let bus = Bus::open(&robot.bus)?;
         let signals = Arc::new(Signals::default());
         let leash = Leash(Arc::clone(&signals));
         let tally = Arc::new(Mutex::new(Tally::default()));
-        let planner = Planner::new(policy, robot);
+        let planner = Planner::new(plans, robot)?;
 
         let (mut windows, windows_in) = mailbox(&Window::none(&robot.intake));
         let (mut observed, observed_in) = mailbox(&Observed::NONE);

@@ -30,7 +30,7 @@ pub use self::simulator::RobotCounts;
 use self::simulator::Simulator;
 
 /// The robot that the demo runs: the example's file, without its endpoint.
-const ROBOT: &str = include_str!("../../examples/pusht/robot.toml");
+pub(crate) const ROBOT: &str = include_str!("../../examples/pusht/robot.toml");
 
 /// What to show.
 #[derive(Clone, Debug, PartialEq)]

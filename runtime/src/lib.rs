@@ -16,6 +16,8 @@ pub mod engine;
 #[cfg(feature = "pusht")]
 pub mod eval;
 pub mod events;
+pub mod join;
+pub mod ladder;
 pub mod lockstep;
 pub mod mailbox;
 pub mod noise;
@@ -23,7 +25,10 @@ pub mod observation;
 pub mod picture;
 pub mod planner;
 pub mod policy;
+pub mod pose;
 pub mod report;
 pub mod safety;
+#[cfg(feature = "pusht")]
+pub mod seams;
 pub mod threads;
 pub mod trajectory;

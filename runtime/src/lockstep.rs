@@ -11,7 +11,7 @@ use crate::bus::Bus;
 use crate::bus::robot::{Inlet, Outlet, Signals};
 use crate::clock::{self, Duration, Reading, Wall};
 use crate::config::Robot;
-use crate::control::{Control, Inputs, Mode, Observed};
+use crate::control::{Control, Inputs, Observed};
 use crate::daemon::DaemonError;
 use crate::observation::Window;
 use crate::planner::{PlanError, Planner};
@@ -26,7 +26,7 @@ const WAITING: usize = 4;
 /// Runs until `signals` end it.
 pub fn run(robot: &Robot, policy: Policy, signals: &Arc<Signals>) -> Result<Report, DaemonError> {
     let bus = Bus::open(&robot.bus)?;
-    let mut planner = Planner::new(policy, robot);
+    let mut planner = Planner::new(policy, robot)?;
     let mut control = Control::new(robot.control.clone());
     let mut chunk = planner.blank();
     let mut outlet = Outlet::open(&bus, robot)?;
@@ -48,9 +48,10 @@ pub fn run(robot: &Robot, policy: Policy, signals: &Arc<Signals>) -> Result<Repo
             Err(RecvTimeoutError::Timeout) => continue,
             Err(RecvTimeoutError::Disconnected) => break,
         };
-        if planner.is_due(window.time, matches!(control.mode(), Mode::Warmup | Mode::Holding)) {
+        let urgent = !control.mode().executes();
+        if planner.is_due(window.time, urgent) {
             let start = clock::now();
-            match planner.plan(&window, &mut chunk) {
+            match planner.plan(&window, (!urgent).then_some(window.time), &mut chunk) {
                 Ok(()) => chunk.ready = window.time,
                 Err(PlanError::NonFinite) => tally.inference_non_finite += 1,
                 Err(error) => {

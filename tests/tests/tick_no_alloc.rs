@@ -65,7 +65,7 @@ fn a_tick_does_not_touch_the_allocator() {
     let limits = Limits { kind: Kind::Position, position: [-1.0, 1.0], velocity: 2.0, acceleration: 20.0 };
     let config = ControlConfig {
         period: PERIOD,
-        interpolation: Interpolation::Linear,
+        path: Interpolation::Linear.into(),
         chunk_deadline: 200 * MILLISECOND,
         late: Late::Continue,
         max_chunk_age: STEPS as i64 * ACTION,

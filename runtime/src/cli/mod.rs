@@ -15,6 +15,9 @@ mod progress;
 #[cfg(feature = "pusht")]
 mod report;
 mod run;
+mod rungs;
+#[cfg(feature = "pusht")]
+mod seams;
 mod selection;
 mod statistics;
 mod tensors;
@@ -51,8 +54,9 @@ enum Command {
     Plan(plan::Args),
     /// Make a cache schedule from recorded observations.
     Calibrate(calibrate::Args),
-    /// Time a policy on this machine, beside the floor that the machine sets.
-    Bench(bench::Args),
+    /// Time a policy on this machine, beside the floor that the machine sets; or measure how chunks join.
+    #[command(args_conflicts_with_subcommands = true)]
+    Bench(Benches),
     /// Show what this machine offers, what is chosen and why, and test every engine.
     Doctor(doctor::Args),
     /// Score a policy over many episodes.
@@ -61,6 +65,33 @@ enum Command {
     /// Compare schedules with the full policy and with DDIM at equal computations; writes one page.
     #[cfg(feature = "pusht")]
     Report(report::Args),
+}
+
+#[derive(clap::Args)]
+struct Benches {
+    #[command(subcommand)]
+    other: Option<Bench>,
+    #[command(flatten)]
+    policy: Option<bench::Args>,
+}
+
+/// Benchmarks of something else than a policy's time.
+#[derive(Subcommand)]
+enum Bench {
+    /// Jump, jerk and score where one chunk follows another, per way of joining and added inference delay.
+    #[cfg(feature = "pusht")]
+    Seams(seams::Args),
+}
+
+impl Benches {
+    fn run(self) -> Outcome {
+        match (self.other, self.policy) {
+            #[cfg(feature = "pusht")]
+            (Some(Bench::Seams(args)), _) => args.run(),
+            (None, Some(args)) => args.run(),
+            (None, None) => Err("expected a policy package; see `refrain bench --help`".into()),
+        }
+    }
 }
 
 /// Prints a line; a reader that has gone away ends the program quietly.

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::selection::{EngineArgs, GpuArgs, SamplerArgs, Selected, load};
+use super::rungs;
+use super::selection::{EngineArgs, GpuArgs, load};
 use super::statistics::timing;
 use super::{Outcome, say};
 use crate::clock::Duration;
@@ -31,21 +32,22 @@ impl Args {
     pub(super) fn run(self) -> Outcome {
         let config = RobotConfig::load(&self.robot)?;
         let folder = &config.policy.path;
-        let selected = Selected::new(folder, load(folder)?, SamplerArgs::default(), &config.policy.schedule)?;
-        let robot = config.resolve(&selected.config)?;
+        let package = load(folder)?;
+        rungs::check_pin(&config.policy)?;
+        let robot = config.resolve(&package.config)?;
         let engine = EngineArgs { engine: config.policy.engine, threads: self.threads, gpu: self.gpu };
-        let policy = selected.policy(&engine)?;
-        let engine_name = policy.engine_name();
+        let plans = rungs::prepare(&config.policy, &package, &engine, &robot)?;
+        let engine_name = plans.rungs[0].policy.engine_name();
+        let (sampler, schedule) =
+            (plans.rungs[0].policy.config().sampler.label(), plans.rungs[0].name.clone());
         let end = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&end);
         ctrlc::set_handler(move || asked.store(true, Ordering::Relaxed))?;
-        let daemon = Daemon::start(&robot, policy)?;
+        let daemon = Daemon::start(&robot, plans)?;
         say!(
-            "{}: {} with {}, schedule {}, on {engine_name}; stop it with Ctrl-C",
+            "{}: {} with {sampler}, schedule {schedule}, on {engine_name}; stop it with Ctrl-C",
             robot.name,
-            selected.config.name,
-            selected.config.sampler.label(),
-            selected.name
+            package.config.name,
         );
         let mut mode = Mode::Warmup;
         while !end.load(Ordering::Relaxed) {

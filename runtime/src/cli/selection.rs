@@ -114,6 +114,8 @@ pub(super) struct Selected {
     pub(super) schedule: Schedule,
     /// [`FULL`] or the schedule's name.
     pub(super) name: String,
+    /// Whether chunks are inpainted.
+    pub(super) joining: bool,
 }
 
 impl Selected {
@@ -132,7 +134,7 @@ impl Selected {
                 return Err(SelectionError::Sampler { problems }.into());
             }
             let schedule = Schedule::full(&config.architecture, config.sampler.inference_steps);
-            return Ok(Self { package, config, schedule, name: FULL.into() });
+            return Ok(Self { package, config, schedule, name: FULL.into(), joining: false });
         }
         let known = ScheduleFile::names(folder)?;
         if !known.iter().any(|name| name == schedule) {
@@ -159,12 +161,13 @@ impl Selected {
         }
         config.sampler = file.sampler.clone();
         let schedule = file.check(&config, &package.weights_sha256())?;
-        Ok(Self { package, config, schedule, name: name.into() })
+        Ok(Self { package, config, schedule, name: name.into(), joining: false })
     }
 
     /// The compiled plan.
     pub(super) fn plan(&self) -> Result<Arc<Plan>, Box<dyn std::error::Error>> {
-        Ok(Arc::new(Plan::compile(&self.config, &self.schedule)?))
+        let compile = if self.joining { Plan::joining } else { Plan::compile };
+        Ok(Arc::new(compile(&self.config, &self.schedule)?))
     }
 
     /// A policy on an engine of its own.

@@ -5,9 +5,10 @@ use std::sync::{Mutex, PoisonError};
 use crate::bus::health::Health;
 use crate::bus::robot::{Outlet, Signals};
 use crate::chunk::Chunk;
-use crate::clock::{self, Duration};
+use crate::clock::{self, Duration, Nanos};
 use crate::control::{Command, Mode};
 use crate::events::Drain;
+use crate::ladder::Step;
 use crate::mailbox::{Receiver, Sender};
 use crate::observation::{Refusal, Window};
 use crate::planner::{PlanError, Planner};
@@ -16,6 +17,8 @@ use crate::threads;
 
 /// How long a thread sleeps at most before it looks whether it is to end.
 const IDLE: Duration = Duration::from_millis(50);
+/// Predictions by whose longest the next one is expected to be done.
+const RECENT: usize = 8;
 /// How often tick events are drained.
 const DRAIN: Duration = Duration::from_millis(20);
 
@@ -29,18 +32,30 @@ pub(super) fn infer(
     tally: &Mutex<Tally>,
 ) {
     let mut chunk = planner.blank();
+    let mut spans: [Nanos; RECENT] = [0; RECENT];
     while !signals.has_ended() {
         let Some(window) = windows.take() else {
             threads::park(IDLE);
             continue;
         };
-        let urgent = matches!(signals.mode(), Mode::Warmup | Mode::Holding);
+        let mode = signals.mode();
+        let urgent = matches!(mode, Mode::Warmup | Mode::Holding);
         if !planner.is_due(window.time, urgent) {
             continue;
         }
         let start = clock::now();
-        let planned = planner.plan(window, &mut chunk);
+        // What is executed meanwhile is the old chunk.
+        let committed = mode.executes().then_some(start + spans.iter().copied().max().unwrap_or(0));
+        let planned = planner.plan(window, committed, &mut chunk);
         let end = clock::now();
+        spans.rotate_left(1);
+        spans[RECENT - 1] = end - start;
+        let from = planner.rung_index();
+        let step = planner.note(end - start);
+        if let Some(step) = step {
+            let (was, name) = (from, &planner.rung().name);
+            tracing::warn!(?step, from = was, to = planner.rung_index(), name, "plan");
+        }
         if planned.is_ok() {
             chunk.ready = end;
             chunks_to_publish.send(|slot| slot.copy_from(&chunk));
@@ -49,6 +64,13 @@ pub(super) fn infer(
         let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
         tally.inference.record(end - start);
         tally.chunk_age.record(end - window.time);
+        tally.engines_lost = planner.engines_lost();
+        tally.rung = planner.rung_index();
+        match step {
+            Some(Step::Up) => tally.steps_up += 1,
+            Some(Step::Missed | Step::Slowing) => tally.steps_down += 1,
+            None => {}
+        }
         match planned {
             Ok(()) => {}
             Err(error @ PlanError::NonFinite) => {
