@@ -51,6 +51,35 @@ pub struct RobotConfig {
     /// How it travels.
     #[serde(default)]
     pub bus: BusSection,
+    /// What is recorded; without it, nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record: Option<RecordSection>,
+    /// What can be watched; without it, nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<MetricsSection>,
+}
+
+/// `[record]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordSection {
+    /// Folder of the recordings, relative to this file.
+    pub folder: PathBuf,
+    /// Largest file, MB.
+    #[serde(default = "default_file_mb")]
+    pub file_mb: u64,
+    /// Files kept; the oldest are deleted.
+    #[serde(default = "default_files")]
+    pub files: usize,
+}
+
+/// `[metrics]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsSection {
+    /// Where Prometheus text is served over HTTP, on loopback.
+    #[serde(default = "default_metrics")]
+    pub listen: std::net::SocketAddr,
 }
 
 /// `[policy]`.
@@ -285,6 +314,10 @@ pub struct Robot {
     pub diagnostics_topic: String,
     /// Where the mode goes.
     pub mode_topic: String,
+    /// What puts an operator in charge.
+    pub takeover_topic: String,
+    /// What puts the policy in charge again.
+    pub handback_topic: String,
     /// How it travels.
     pub bus: BusSection,
 }
@@ -316,6 +349,9 @@ impl RobotConfig {
         let mut config = Self::parse(&text)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         config.policy.path = folder.join(&config.policy.path);
+        if let Some(record) = &mut config.record {
+            record.folder = folder.join(&record.folder);
+        }
         config.bus.zenoh_file = config.bus.zenoh_file.map(|file| folder.join(file));
         Ok(config)
     }
@@ -337,6 +373,18 @@ impl From<OutsideChoice> for safety::Outside {
 
 fn full() -> String {
     "full".into()
+}
+
+fn default_file_mb() -> u64 {
+    256
+}
+
+fn default_files() -> usize {
+    8
+}
+
+fn default_metrics() -> std::net::SocketAddr {
+    ([127, 0, 0, 1], 9464).into()
 }
 
 fn default_tolerance() -> f64 {

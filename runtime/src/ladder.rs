@@ -45,10 +45,17 @@ pub struct Rungs {
     pub rungs: Vec<Rung>,
 }
 
+impl Rungs {
+    /// One plan, called by its schedule's name.
+    pub fn one(policy: Policy, name: &str) -> Self {
+        let rung = Rung { name: name.to_owned(), policy, timing: Timing::default() };
+        Self { rungs: vec![rung] }
+    }
+}
+
 impl From<Policy> for Rungs {
     fn from(policy: Policy) -> Self {
-        let rung = Rung { name: String::new(), policy, timing: Timing::default() };
-        Self { rungs: vec![rung] }
+        Self::one(policy, "")
     }
 }
 

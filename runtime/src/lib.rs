@@ -20,12 +20,15 @@ pub mod join;
 pub mod ladder;
 pub mod lockstep;
 pub mod mailbox;
+pub mod metrics;
 pub mod noise;
 pub mod observation;
 pub mod picture;
 pub mod planner;
 pub mod policy;
 pub mod pose;
+pub mod record;
+pub mod replay;
 pub mod report;
 pub mod safety;
 #[cfg(feature = "pusht")]

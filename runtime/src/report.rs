@@ -38,6 +38,8 @@ pub struct Report {
     pub steps_down: u64,
     /// Steps to a better plan.
     pub steps_up: u64,
+    /// Messages recorded, and messages lost since the recording ended early.
+    pub recorded: (u64, u64),
     /// Observation messages taken in.
     pub observations: u64,
     /// Observation messages refused, in the order of [`Refusal::ALL`].
@@ -86,6 +88,8 @@ pub struct Tally {
     pub steps_down: u64,
     /// Steps to a better plan.
     pub steps_up: u64,
+    /// Messages recorded, and messages lost since the recording ended early.
+    pub recorded: (u64, u64),
     /// Commands sent, and commands that could not be.
     pub commands: (u64, u64),
 }
@@ -105,6 +109,7 @@ impl Tally {
             chunk_age: self.chunk_age.summary(),
             inference_failed: self.inference_failed,
             inference_non_finite: self.inference_non_finite,
+            recorded: self.recorded,
             engines_lost: self.engines_lost,
             rung: self.rung,
             steps_down: self.steps_down,

@@ -93,8 +93,10 @@ pub fn ride(robot: &Robot, policy: Policy, delay: Nanos) -> Result<Ride, PlanErr
                 current.copy_from(&next);
                 planning = false;
             }
-            let command =
-                control.step(now, &Inputs { chunk: &current, observed: &observed, stops: 0, resets: 0 });
+            let command = control.step(
+                now,
+                &Inputs { chunk: &current, observed: &observed, stops: 0, resets: 0, operator: false },
+            );
             if command.mode != Mode::Warmup {
                 commands.push(command);
                 if tick <= ticks / 2 {

@@ -10,8 +10,11 @@ mod doctor;
 mod evaluate;
 mod import;
 mod infer;
+#[cfg(feature = "pusht")]
+mod jitter;
 mod plan;
 mod progress;
+mod replay;
 #[cfg(feature = "pusht")]
 mod report;
 mod run;
@@ -19,8 +22,11 @@ mod rungs;
 #[cfg(feature = "pusht")]
 mod seams;
 mod selection;
+#[cfg(feature = "pusht")]
+mod soak;
 mod statistics;
 mod tensors;
+mod top;
 
 use std::process::ExitCode;
 
@@ -46,6 +52,13 @@ enum Command {
     Run(run::Args),
     /// Explain a robot's configuration and find what does not fit, before anything moves.
     Check(check::Args),
+    /// Run the demo over and over in real time, and fail if memory grows.
+    #[cfg(feature = "pusht")]
+    Soak(soak::Args),
+    /// Watch a running daemon on one screen.
+    Top(top::Args),
+    /// Compute a recorded run again and compare it byte by byte.
+    Replay(replay::Args),
     /// Turn a PyTorch checkpoint into a policy package, without Python.
     Import(import::Args),
     /// Predict action chunks for observations in a file.
@@ -81,6 +94,9 @@ enum Bench {
     /// Jump, jerk and score where one chunk follows another, per way of joining and added inference delay.
     #[cfg(feature = "pusht")]
     Seams(seams::Args),
+    /// How late the control loop wakes, beside cyclictest.
+    #[cfg(feature = "pusht")]
+    Loop(jitter::Args),
 }
 
 impl Benches {
@@ -88,6 +104,8 @@ impl Benches {
         match (self.other, self.policy) {
             #[cfg(feature = "pusht")]
             (Some(Bench::Seams(args)), _) => args.run(),
+            #[cfg(feature = "pusht")]
+            (Some(Bench::Loop(args)), _) => args.run(),
             (None, Some(args)) => args.run(),
             (None, None) => Err("expected a policy package; see `refrain bench --help`".into()),
         }
@@ -126,6 +144,10 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => args.run(),
         Command::Run(args) => args.run(),
         Command::Check(args) => args.run(),
+        Command::Replay(args) => args.run(),
+        Command::Top(args) => args.run(),
+        #[cfg(feature = "pusht")]
+        Command::Soak(args) => args.run(),
         #[cfg(feature = "pusht")]
         Command::Demo(args) => args.run(),
         #[cfg(feature = "pusht")]

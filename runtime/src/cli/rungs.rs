@@ -1,6 +1,7 @@
 //! Which plans a robot runs: the schedule that its configuration names and its ladder, or with `auto` the best-scoring
 //! one that is in time on this machine.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use refrain_policies::package::Package;
@@ -43,10 +44,12 @@ pub(super) fn prepare(
     let auto = section.schedule == AUTO;
     let names = if auto { ranked(section)? } else { named(section) };
     let weights = CpuWeights::new(Arc::clone(package));
-    let plans = Plans { section, package, weights: &weights, joining: robot.join == Join::Inpaint };
+    let joining = robot.join == Join::Inpaint;
+    let plans = Plans { folder: Some(&section.path), package, weights: &weights, joining };
+    let sampler = SamplerArgs::default();
     let mut rungs = Vec::new();
     for name in &names {
-        let mut policy = plans.policy(name, engine)?;
+        let mut policy = plans.policy(name, sampler, engine)?;
         let timing = if names.len() > 1 { ladder::time(&mut policy)? } else { Timing::default() };
         rungs.push(Rung { name: name.clone(), policy, timing });
     }
@@ -80,17 +83,34 @@ pub(super) fn prepare(
     Ok(Rungs { rungs })
 }
 
-struct Plans<'a> {
-    section: &'a PolicySection,
-    package: &'a Arc<Package>,
-    weights: &'a Arc<CpuWeights>,
-    joining: bool,
+/// What plans are made from.
+pub(super) struct Plans<'a> {
+    /// The package's folder; without one, the package inside this program.
+    pub(super) folder: Option<&'a Path>,
+    pub(super) package: &'a Arc<Package>,
+    pub(super) weights: &'a Arc<CpuWeights>,
+    /// Whether chunks are inpainted.
+    pub(super) joining: bool,
 }
 
 impl Plans<'_> {
-    fn policy(&self, schedule: &str, engine: &EngineArgs) -> Result<Policy, Box<dyn std::error::Error>> {
+    /// A policy that runs this schedule; `sampler` only counts where no schedule says.
+    pub(super) fn policy(
+        &self,
+        schedule: &str,
+        sampler: SamplerArgs,
+        engine: &EngineArgs,
+    ) -> Result<Policy, Box<dyn std::error::Error>> {
         let package = Arc::clone(self.package);
-        let mut selected = Selected::new(&self.section.path, package, SamplerArgs::default(), schedule)?;
+        let sampler = if schedule == FULL { sampler } else { SamplerArgs::default() };
+        let mut selected = match self.folder {
+            Some(folder) => Selected::new(folder, package, sampler, schedule)?,
+            #[cfg(feature = "pusht")]
+            None if schedule != FULL => {
+                Selected::with_file(package, sampler, schedule, &crate::builtin::schedule()?)?
+            }
+            None => Selected::new(Path::new(""), package, sampler, schedule)?,
+        };
         selected.joining = self.joining;
         let engine = engine.make(self.weights, selected.plan()?)?;
         Ok(Policy::new(selected.config.clone(), engine))

@@ -100,6 +100,17 @@ impl SamplerArgs {
         package.config.default_schedule.clone().filter(|_| !self.given())
     }
 
+    /// What [`SamplerConfig::label`] says.
+    pub(super) fn parse_label(label: &str) -> Option<Self> {
+        let (kind, steps) = label.split_at_checked(4)?;
+        let sampler = Some(match kind {
+            "ddpm" => Kind::Ddpm,
+            "ddim" => Kind::Ddim,
+            _ => return None,
+        });
+        Some(Self { sampler, steps: Some(steps.parse().ok()?) })
+    }
+
     fn given(&self) -> bool {
         self.sampler.is_some() || self.steps.is_some()
     }

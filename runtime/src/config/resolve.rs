@@ -88,6 +88,8 @@ impl RobotConfig {
             trajectory_topic: self.action.trajectory_topic.clone(),
             stop_topic: named(&self.bus.stop_topic, "stop"),
             reset_topic: named(&self.bus.reset_topic, "reset"),
+            takeover_topic: named(&self.bus.takeover_topic, "takeover"),
+            handback_topic: named(&self.bus.handback_topic, "handback"),
             enable_service: named(&self.bus.enable_service, "enable"),
             diagnostics_topic: self.bus.diagnostics_topic.clone().unwrap_or("diagnostics".into()),
             mode_topic: named(&self.bus.mode_topic, "mode"),
@@ -166,6 +168,18 @@ impl RobotConfig {
             "control.interpolation: trajectory_topic needs \"linear\", as the controller interpolates so"
                 .into(),
         );
+        if let Some(record) = &self.record {
+            expect(
+                record.file_mb > 0 && record.file_mb <= 1 << 20 && record.files > 0,
+                "record: expected file_mb from 1 to 1048576, and files above 0".into(),
+            );
+        }
+        if let Some(metrics) = &self.metrics {
+            expect(
+                metrics.listen.ip().is_loopback(),
+                format!("metrics.listen: expected a loopback address, got {}", metrics.listen),
+            );
+        }
         expect(
             self.bus.zenoh.is_none() || self.bus.zenoh_file.is_none(),
             "bus: expected zenoh or zenoh_file, got both".into(),
@@ -188,6 +202,8 @@ impl RobotConfig {
             ("bus.enable_service", self.bus.enable_service.as_ref()),
             ("bus.diagnostics_topic", self.bus.diagnostics_topic.as_ref()),
             ("bus.mode_topic", self.bus.mode_topic.as_ref()),
+            ("bus.takeover_topic", self.bus.takeover_topic.as_ref()),
+            ("bus.handback_topic", self.bus.handback_topic.as_ref()),
         ]) {
             let Some(topic) = topic else { continue };
             let bare = topic.trim_matches('/');

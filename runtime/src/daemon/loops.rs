@@ -5,13 +5,14 @@ use std::sync::{Mutex, PoisonError};
 use crate::bus::health::Health;
 use crate::bus::robot::{Outlet, Signals};
 use crate::chunk::Chunk;
-use crate::clock::{self, Duration, Nanos};
+use crate::clock::{self, Duration, Nanos, Time};
 use crate::control::{Command, Mode};
 use crate::events::Drain;
 use crate::ladder::Step;
 use crate::mailbox::{Receiver, Sender};
 use crate::observation::{Refusal, Window};
 use crate::planner::{PlanError, Planner};
+use crate::record::{self, Basin, Inference, Log, Message, Plan, Tap};
 use crate::report::{ControlTally, Tally};
 use crate::threads;
 
@@ -30,6 +31,7 @@ pub(super) fn infer(
     mut chunks_to_publish: Sender<Chunk>,
     signals: &Signals,
     tally: &Mutex<Tally>,
+    tap: &Tap,
 ) {
     let mut chunk = planner.blank();
     let mut spans: [Nanos; RECENT] = [0; RECENT];
@@ -51,13 +53,21 @@ pub(super) fn infer(
         spans.rotate_left(1);
         spans[RECENT - 1] = end - start;
         let from = planner.rung_index();
+        if planned.is_ok() {
+            chunk.ready = end;
+        }
+        tap.put(|| {
+            let inference =
+                Inference { span: end - start, ..Inference::from_window(window, committed, from) };
+            Message::Inference(if planned.is_ok() { inference.with_chunk(&chunk) } else { inference })
+        });
         let step = planner.note(end - start);
         if let Some(step) = step {
+            tap.put(|| Message::Plan(plan(&planner, end, from, step)));
             let (was, name) = (from, &planner.rung().name);
             tracing::warn!(?step, from = was, to = planner.rung_index(), name, "plan");
         }
         if planned.is_ok() {
-            chunk.ready = end;
             chunks_to_publish.send(|slot| slot.copy_from(&chunk));
             chunks.send(|slot| slot.copy_from(&chunk));
         }
@@ -106,18 +116,45 @@ pub(super) fn publish(
     tally.lock().unwrap_or_else(PoisonError::into_inner).commands = outlet.counts();
 }
 
-/// The draining thread: takes what the control thread tells, to its last word.
-pub(super) fn drain(mut events: Drain, mut tallies: Receiver<ControlTally>, tally: &Mutex<Tally>) {
+/// A step of the ladder, for the recording.
+fn plan(planner: &Planner, now: Time, from: usize, step: Step) -> Plan {
+    Plan {
+        time: now.nanos(),
+        from: from as u32,
+        to: planner.rung_index() as u32,
+        schedule: planner.rung().name.clone(),
+        why: format!("{step:?}"),
+    }
+}
+
+/// The draining thread: takes what the others tell, to the control thread's last word, and records it.
+pub(super) fn drain(
+    mut events: Drain,
+    mut tallies: Receiver<ControlTally>,
+    tally: &Mutex<Tally>,
+    basin: &Basin,
+    mut log: Option<Log>,
+) {
+    let mut ticks = Vec::new();
     loop {
         let ended = events.is_over();
         {
             let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
             while let Some(tick) = events.take() {
                 tally.ticks.add(&tick);
+                ticks.push(tick);
             }
             if let Some(told) = tallies.take() {
                 tally.control = *told;
             }
+            tally.recorded = log.as_ref().map_or((0, 0), Log::counts);
+        }
+        // What ticks saw was handed in before they saw it.
+        while let Some(message) = basin.take() {
+            log.iter_mut().for_each(|log| log.write(&message));
+        }
+        for tick in ticks.drain(..) {
+            log.iter_mut().for_each(|log| log.write(&Message::Tick(record::Tick::of(&tick))));
         }
         if ended {
             break;
