@@ -160,10 +160,51 @@ impl Package {
         replace(dir, POLICY_FILE, policy.as_bytes())
     }
 
+    /// SHA-256 of what a package folder holds, lowercase hex: of the lines `HASH  ./PATH` of its `.toml`, `.safetensors`
+    /// and `.onnx` files, hidden ones left out, sorted by path. In the folder, this says the same:
+    /// `find . -type f ! -path '*/.*' '(' -name '*.toml' -o -name '*.safetensors' -o -name '*.onnx' ')' | LC_ALL=C sort |
+    /// xargs sha256sum | sha256sum`.
+    pub fn content_sha256(dir: &Path) -> Result<String, PackageError> {
+        let mut files = Vec::new();
+        content(dir, ".", 0, &mut files)?;
+        files.sort();
+        let mut lines = Sha256::new();
+        for file in files {
+            let path = dir.join(&file);
+            let read = |source| PackageError::Read { path: path.clone(), source };
+            let mut hash = Sha256::new();
+            io::copy(&mut File::open(&path).map_err(read)?, &mut hash).map_err(read)?;
+            lines.update(format!("{}  {file}\n", hex(hash.finalize())));
+        }
+        Ok(hex(lines.finalize()))
+    }
+
     /// SHA-256 of the weights file this package was read from (or would be saved to), lowercase hex.
     pub fn weights_sha256(&self) -> String {
         self.weights_sha256.clone()
     }
+}
+
+/// Paths of the files that make up a package, from `./` on.
+fn content(dir: &Path, at: &str, depth: usize, files: &mut Vec<String>) -> Result<(), PackageError> {
+    const DEEPEST: usize = 8;
+    let folder = dir.join(at);
+    let read = |source| PackageError::Read { path: folder.clone(), source };
+    for entry in fs::read_dir(&folder).map_err(read)? {
+        let entry = entry.map_err(read)?;
+        let kind = entry.file_type().map_err(read)?;
+        let Some(name) = entry.file_name().to_str().filter(|name| !name.starts_with('.')).map(str::to_owned)
+        else {
+            continue;
+        };
+        let path = format!("{at}/{name}");
+        if kind.is_dir() && depth < DEEPEST {
+            content(dir, &path, depth + 1, files)?;
+        } else if kind.is_file() && [".toml", ".safetensors", ".onnx"].iter().any(|end| name.ends_with(end)) {
+            files.push(path);
+        }
+    }
+    Ok(())
 }
 
 /// The content of a `policy.toml`; form only, see [`PolicyConfig::problems`].

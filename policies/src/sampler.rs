@@ -135,6 +135,9 @@ pub struct SamplerStep {
     pub from_model: f32,
     /// Weight of fresh noise; 0 where none is drawn.
     pub from_noise: f32,
+    /// Share of a clean trajectory in what this step leads to; the noise's share is `sqrt(1 - signal^2)`. 1 after the
+    /// last step.
+    pub signal: f32,
 }
 
 /// Stands for one divided by zero where the result is clipped; finite, so that equal terms cancel.
@@ -279,12 +282,18 @@ impl SamplerConfig {
         (0..timesteps.len())
             .map(|k| {
                 let t = timesteps[k];
-                match self.kind {
+                let step = match self.kind {
                     SamplerKind::Ddpm => self.ddpm_step(&alpha_bar, t, timesteps.get(k + 1).copied()),
                     SamplerKind::Ddim => self.ddim_step(&alpha_bar, t, self.ddim_previous(&timesteps, k)),
-                }
+                };
+                SamplerStep { signal: timesteps.get(k + 1).map_or(1.0, |&t| alpha_bar[t].sqrt()), ..step }
             })
             .collect()
+    }
+
+    /// Share of a clean trajectory in what the first step starts from; see [`SamplerStep::signal`].
+    pub fn start_signal(&self) -> f32 {
+        self.inference_timesteps().first().map_or(1.0, |&t| self.alphas_cumprod()[t].sqrt())
     }
 
     /// DDIM steps back by the stride whatever the spacing, as diffusers does; by the list where one is given.
@@ -316,6 +325,7 @@ impl SamplerConfig {
             from_x: 0.0,
             from_model: 0.0,
             from_noise: 0.0,
+            signal: 1.0,
         }
     }
 
@@ -375,6 +385,12 @@ impl SamplerStep {
     /// Whether the denoiser's output has any weight in this step.
     pub fn reads_model(&self) -> bool {
         self.from_model != 0.0 || (self.from_x0 != 0.0 && self.x0_from_model != 0.0)
+    }
+
+    /// A known clean value at the noise level that this step leads to.
+    #[inline(always)]
+    pub fn noised(signal: f32, clean: f32, noise: f32) -> f32 {
+        signal * clean + (1.0 - signal * signal).max(0.0).sqrt() * noise
     }
 
     /// One element's next value.

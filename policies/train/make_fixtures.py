@@ -16,7 +16,7 @@ from typing import Any
 import dill
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reference import Denoiser, Field, Normalizer, Policy, as_ddim, load_policy, make_scheduler, resolvers
@@ -301,6 +301,55 @@ def trace(policy: Policy, obs: Tensor, spec: dict[str, Any], seed: int) -> tuple
     return {k: v.clone(memory_format=torch.contiguous_format) for k, v in out.items()}, meta
 
 
+# Policies of which `known.safetensors` traces runs with known actions, and the DDIM runs besides their own sampler.
+KNOWN = {"mlp_causal": 5, "mlp_bidirectional": 4, "cond_layers_causal": 5, "inpaint_causal": None, "encoder_only": 5}
+KNOWN |= {"action_steps_only": 5, "odd_sizes": 6, "ddim_stochastic": None, "ddim_zero_snr": None}
+
+
+def known_run(policy: Policy, obs: Tensor, noise: Tensor, scheduler, mask: Tensor, known: Tensor, **kwargs: Any) -> Tensor:
+    """`Policy.sample` with the actions [B, T, A] of tokens in mask [B, T] imposed before every network call, noised to its
+    timestep by the scheduler with noise[0], and clean at the end; as diffusers' inpainting pipelines do."""
+    cond, observed = policy.inputs(obs)
+    actions = policy.options["action_dim"]
+
+    def impose(x: Tensor, clean: Tensor) -> Tensor:
+        x = x.clone()
+        x[..., :actions] = torch.where(mask[..., None], clean, x[..., :actions])
+        if observed is not None:
+            x[:, : observed.shape[1], actions:] = observed
+        return x
+
+    x = noise[0]
+    with torch.no_grad():
+        for k, t in enumerate(scheduler.timesteps):
+            x = impose(x, scheduler.add_noise(known, noise[0][..., :actions], t.expand(len(known))))
+            x = scheduler_step(scheduler, policy.model(x, t, cond), t, x, noise[1 + k], **kwargs)
+    return impose(x, known)
+
+
+def known_actions(folder: pathlib.Path) -> None:
+    """Writes `known.safetensors`: the checkpoints in the folder with a prefix of their actions known."""
+    out: dict[str, Tensor] = {}
+    generator = torch.Generator().manual_seed(5)
+    for name, ddim_steps in KNOWN.items():
+        policy = load_policy(str(folder / f"{name}.ckpt"))
+        golden = load_file(folder / f"{name}.safetensors")
+        tokens, _ = policy.shape()
+        known = 0.5 * torch.randn(BATCH, tokens, policy.options["action_dim"], generator=generator)
+        mask = torch.arange(tokens)[None] < torch.tensor([[3], [tokens // 2]])
+        out |= {f"{name}.mask": mask.float(), f"{name}.known": known}
+        scheduler = policy.scheduler()
+        scheduler.set_timesteps(policy.options["num_inference_steps"])
+        x = known_run(policy, golden["obs_raw"], golden["noise"], scheduler, mask, known, **policy.step_kwargs())
+        out[f"{name}.trajectory_norm"] = x
+        if ddim_steps:
+            ddim = make_scheduler(as_ddim(policy.options["noise_scheduler"]))
+            ddim.set_timesteps(ddim_steps)
+            x = known_run(policy, golden["obs_raw"], golden["noise"], ddim, mask, known)
+            out[f"{name}.ddim{ddim_steps}.trajectory_norm"] = x
+    write(folder / "known.safetensors", {k: v.contiguous() for k, v in out.items()}, metadata={})
+
+
 def sampler_cases() -> dict[str, tuple[dict[str, Any], int, dict[str, Any]]]:
     """Name to (scheduler configuration, inference steps, arguments of `step`)."""
     base = dict(_target_=DDPM, num_train_timesteps=100, beta_start=0.0001, beta_end=0.02, beta_schedule="squaredcos_cap_v2")
@@ -419,6 +468,7 @@ def main() -> None:
         print(f"{name}: {kib:.0f} KiB, float64 differs by {meta['float64_difference']:.1e}", flush=True)
     if not args.only:
         samplers(args.out)
+        known_actions(args.out)
 
 
 if __name__ == "__main__":

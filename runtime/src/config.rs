@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 use crate::chunk::Interpolation;
 use crate::clock::Nanos;
 use crate::control::{ControlConfig, Late};
+use crate::join::Join;
 use crate::observation::IntakeConfig;
+use crate::planner::Replan;
 use crate::safety;
 use crate::threads::Scheduling;
 
@@ -49,6 +51,35 @@ pub struct RobotConfig {
     /// How it travels.
     #[serde(default)]
     pub bus: BusSection,
+    /// What is recorded; without it, nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record: Option<RecordSection>,
+    /// What can be watched; without it, nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<MetricsSection>,
+}
+
+/// `[record]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordSection {
+    /// Folder of the recordings, relative to this file.
+    pub folder: PathBuf,
+    /// Largest file, MB.
+    #[serde(default = "default_file_mb")]
+    pub file_mb: u64,
+    /// Files kept; the oldest are deleted.
+    #[serde(default = "default_files")]
+    pub files: usize,
+}
+
+/// `[metrics]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsSection {
+    /// Where Prometheus text is served over HTTP, on loopback.
+    #[serde(default = "default_metrics")]
+    pub listen: std::net::SocketAddr,
 }
 
 /// `[policy]`.
@@ -60,9 +91,18 @@ pub struct PolicySection {
     /// Which engine runs it.
     #[serde(default)]
     pub engine: EngineChoice,
-    /// Name of a schedule of the package, or `full`.
+    /// SHA-256 of the package's content, lowercase hex; another content is refused. It is what
+    /// `refrain_policies::package::Package::content_sha256` says, and what `find . -type f` in the package's folder,
+    /// `sort` and `sha256sum` give; see there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Name of a schedule of the package, or `full`; `auto` is the best-scoring one whose p99 on this machine fits the
+    /// chunk deadline, with the faster ones as its ladder.
     #[serde(default = "full")]
     pub schedule: String,
+    /// Schedules to step down to, one after the other, before deadlines are missed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ladder: Vec<String>,
     /// Seed of the noise.
     #[serde(default)]
     pub seed: u64,
@@ -108,6 +148,15 @@ pub struct ChunkSection {
     /// often as observations and inference allow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replan_after: Option<usize>,
+    /// Instead: this many chunks per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replan_hz: Option<f64>,
+    /// Instead: as fast as inference allows.
+    #[serde(default)]
+    pub replan_always: bool,
+    /// How one chunk follows another.
+    #[serde(default)]
+    pub join: Join,
     /// Oldest a chunk's observation may be, in milliseconds; without it, the time of `replan_after` + 2 actions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<f64>,
@@ -152,6 +201,10 @@ pub struct ActionSection {
     /// What happens to actions outside a joint's position range.
     #[serde(default)]
     pub outside: OutsideChoice,
+    /// Action elements that are a rotation together: six (the first two rows of its matrix) or four (quaternion x, y, z,
+    /// w). They are interpolated as one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rotations: Vec<Vec<String>>,
     /// One per action element, in any order.
     pub joints: Vec<JointSection>,
 }
@@ -179,12 +232,18 @@ pub struct JointSection {
     /// What its numbers mean.
     #[serde(default)]
     pub kind: KindChoice,
-    /// Lowest and highest position, in the action's unit u; for velocity joints left out.
+    /// Lowest and highest position, in the action's unit u; for velocity joints left out, for discrete ones the two values.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<[f64; 2]>,
-    /// Largest speed, u/s.
+    /// Of discrete joints: at most the first is the low value, at least the second the high one, and between the two the
+    /// value before stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thresholds: Option<[f64; 2]>,
+    /// Largest speed, u/s; for discrete joints left out.
+    #[serde(default)]
     pub velocity: f64,
-    /// Largest acceleration, u/s^2.
+    /// Largest acceleration, u/s^2; for discrete joints left out.
+    #[serde(default)]
     pub acceleration: f64,
     /// The observation element that measures it, in the action's unit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -206,6 +265,8 @@ pub enum KindChoice {
     Position,
     /// Velocities.
     Velocity,
+    /// One of two values, such as a gripper's.
+    Discrete,
 }
 
 /// A checked configuration: what the threads are made from.
@@ -223,8 +284,12 @@ pub struct Robot {
     pub scheduling: Scheduling,
     /// Whether memory is locked.
     pub lock_memory: bool,
-    /// Actions between the observations of two chunks.
-    pub replan_after: usize,
+    /// When chunks are made.
+    pub replan: Replan,
+    /// How one follows another.
+    pub join: Join,
+    /// How long a prediction may take for its chunk, and the one before it, to be in time.
+    pub budget: Nanos,
     /// Nanoseconds between actions.
     pub action_period: Nanos,
     /// Checks and mapping of observations.
@@ -249,6 +314,10 @@ pub struct Robot {
     pub diagnostics_topic: String,
     /// Where the mode goes.
     pub mode_topic: String,
+    /// What puts an operator in charge.
+    pub takeover_topic: String,
+    /// What puts the policy in charge again.
+    pub handback_topic: String,
     /// How it travels.
     pub bus: BusSection,
 }
@@ -280,6 +349,9 @@ impl RobotConfig {
         let mut config = Self::parse(&text)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         config.policy.path = folder.join(&config.policy.path);
+        if let Some(record) = &mut config.record {
+            record.folder = folder.join(&record.folder);
+        }
         config.bus.zenoh_file = config.bus.zenoh_file.map(|file| folder.join(file));
         Ok(config)
     }
@@ -301,6 +373,18 @@ impl From<OutsideChoice> for safety::Outside {
 
 fn full() -> String {
     "full".into()
+}
+
+fn default_file_mb() -> u64 {
+    256
+}
+
+fn default_files() -> usize {
+    8
+}
+
+fn default_metrics() -> std::net::SocketAddr {
+    ([127, 0, 0, 1], 9464).into()
 }
 
 fn default_tolerance() -> f64 {

@@ -21,7 +21,7 @@
 //!
 //! | mode | entered when | commands |
 //! | --- | --- | --- |
-//! | `Warmup` | at start and after a reset: nothing was observed, or no chunk has come | none are sent |
+//! | `Warmup` | at start, after a reset and while an operator is in charge: nothing was observed, or no chunk has come | none are sent |
 //! | `Running` | the newest chunk is within its deadline | the chunk, through the gate |
 //! | `Coasting` | the chunk is past its deadline, and late chunks are continued | the rest of the chunk, through the gate |
 //! | `Holding` | the gate refuses, or there is nothing to execute, or a stop is latched and the robot still brakes | brake, then stay |
@@ -31,7 +31,7 @@
 //! inputs at the same times give the same commands. A tick cannot fail, it can only change mode. In `Stopped` no
 //! command differs from the one before; a stop that comes in motion brakes in `Holding` first, within the limits.
 
-use crate::chunk::{Chunk, Interpolation};
+use crate::chunk::{Chunk, Path};
 use crate::clock::{Nanos, Time};
 use crate::safety::{Gate, GateCounts, Joints, Limits, MAX_JOINTS, Outside, Reason, Request, Verdict};
 
@@ -51,6 +51,13 @@ pub enum Mode {
     Stopped,
 }
 
+impl Mode {
+    /// Whether a chunk is being executed.
+    pub fn executes(self) -> bool {
+        matches!(self, Self::Running | Self::Coasting)
+    }
+}
+
 /// What a tick did, by name; each has a counter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Outcome {
@@ -59,6 +66,8 @@ pub enum Outcome {
     NoObservation,
     /// The robot cannot be taken over where it is.
     StartRefused,
+    /// An operator is in charge of the robot.
+    TakenOver,
     /// No chunk has come yet.
     NoChunk,
     /// A chunk within its deadline was followed.
@@ -105,7 +114,7 @@ pub struct ControlConfig {
     /// Nanoseconds between ticks.
     pub period: Nanos,
     /// From the policy's rate to the control rate.
-    pub interpolation: Interpolation,
+    pub path: Path,
     /// Oldest a chunk's observation may be for the chunk to count as in time.
     pub chunk_deadline: Nanos,
     /// What happens past it.
@@ -144,6 +153,8 @@ pub struct Inputs<'a> {
     pub stops: u64,
     /// Resets asked for since the start.
     pub resets: u64,
+    /// Whether an operator is in charge.
+    pub operator: bool,
 }
 
 /// What a tick answers.
@@ -220,9 +231,10 @@ pub struct Control {
 
 impl Outcome {
     /// All outcomes, in the order of their counters.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::NoObservation,
         Self::StartRefused,
+        Self::TakenOver,
         Self::NoChunk,
         Self::Followed,
         Self::FollowedLate,
@@ -302,7 +314,11 @@ impl Control {
     pub fn step(&mut self, now: Time, inputs: &Inputs<'_>) -> Command {
         self.sequence += 1;
         self.latch(now, inputs);
-        let refused = self.engage(now, inputs.observed);
+        if inputs.operator {
+            self.release(now);
+        }
+        let refused =
+            if inputs.operator { Some(Outcome::TakenOver) } else { self.engage(now, inputs.observed) };
         self.take_up(now, inputs.chunk);
 
         let (mode, outcome, action) = if self.latched {
@@ -364,15 +380,20 @@ impl Control {
         } else if reset && self.latched && self.mode == Mode::Stopped {
             self.latched = false;
             self.counts.resets += 1;
-            // Whoever reset may have moved the robot: start again from where it is, with what is seen from now on.
-            self.engaged = false;
-            self.chunk = 0;
-            self.resume_after = now + 1;
+            // Whoever reset may have moved the robot.
+            self.release(now);
             self.mode = Mode::Warmup;
             self.counts.mode_changes += 1;
         } else if reset {
             self.counts.resets_ignored += 1;
         }
+    }
+
+    /// The robot is not ours: start again from where it is, with what is seen after now.
+    fn release(&mut self, now: Time) {
+        self.engaged = false;
+        self.chunk = 0;
+        self.resume_after = now + 1;
     }
 
     fn stop(&mut self) {
@@ -451,7 +472,7 @@ impl Control {
             self.hold(now, inputs);
             return (Mode::Holding, Outcome::ChunkLate, None);
         }
-        let Some((action, target)) = chunk.at(now, self.config.interpolation) else {
+        let Some((action, target)) = chunk.at(now, &self.config.path) else {
             self.hold(now, inputs);
             return (Mode::Holding, Outcome::ChunkEnded, None);
         };

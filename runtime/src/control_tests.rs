@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::chunk::Interpolation;
 use crate::clock::{MILLISECOND, SECOND};
 use crate::safety::Kind;
 
@@ -13,7 +14,7 @@ const STEPS: usize = 15;
 fn config(late: Late) -> ControlConfig {
     ControlConfig {
         period: PERIOD,
-        interpolation: Interpolation::Linear,
+        path: Interpolation::Linear.into(),
         chunk_deadline: SECOND,
         late,
         max_chunk_age: STEPS as i64 * ACTION,
@@ -35,6 +36,7 @@ struct World {
     observed: Observed,
     stops: u64,
     resets: u64,
+    operator: bool,
 }
 
 impl World {
@@ -46,6 +48,7 @@ impl World {
             observed: Observed::NONE,
             stops: 0,
             resets: 0,
+            operator: false,
         }
     }
 
@@ -70,7 +73,13 @@ impl World {
         self.now = self.now + PERIOD;
         self.control.step(
             self.now,
-            &Inputs { chunk: &self.chunk, observed: &self.observed, stops: self.stops, resets: self.resets },
+            &Inputs {
+                chunk: &self.chunk,
+                observed: &self.observed,
+                stops: self.stops,
+                resets: self.resets,
+                operator: self.operator,
+            },
         )
     }
 
@@ -237,6 +246,40 @@ fn a_stop_brakes_latches_and_is_undone_by_a_reset_only() {
 }
 
 #[test]
+fn an_operator_takes_over_and_hands_back_without_a_jump() {
+    let mut world = World::new(Late::Continue);
+    world.run(50, 20, 0.9);
+    world.operator = true;
+    let command = world.run(1, 1, 0.9);
+    assert_eq!((command.mode, command.outcome, command.send), (Mode::Warmup, Outcome::TakenOver, false));
+    // The operator moves the robot; chunks go on coming.
+    for _ in 0..30 {
+        world.observe(0);
+        world.observed.measured = [-0.5; MAX_JOINTS];
+        world.plan(world.observed.time, 0.9);
+        assert!(!world.tick().send);
+    }
+    world.operator = false;
+    assert_eq!(
+        world.tick().outcome,
+        Outcome::NoObservation,
+        "what was seen before the hand-back does not count"
+    );
+    world.observe(0);
+    world.observed.measured = [-0.5; MAX_JOINTS];
+    world.plan(world.observed.time, 0.9);
+    let command = world.tick();
+    assert_eq!((command.mode, command.send), (Mode::Running, true));
+    // From rest: one tick at the largest acceleration, 20 u/s^2 for 10 ms.
+    assert!((-0.5..=-0.5 + 20.0 * 1e-4 + 1e-12).contains(&command.values()[0]), "{:?}", command.values());
+    // A stop reaches also a robot that an operator has.
+    world.operator = true;
+    world.stops += 1;
+    world.run(10, 1, 0.9);
+    assert_eq!(world.control.mode(), Mode::Stopped);
+}
+
+#[test]
 fn the_same_events_give_the_same_commands() {
     let run = || {
         let mut world = World::new(Late::Continue);
@@ -253,6 +296,7 @@ enum Event {
     Spoil { value: f64 },
     Stop,
     Reset,
+    Operator { in_charge: bool },
     Jump { millis: u16 },
 }
 
@@ -265,6 +309,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => odd.prop_map(|value| Event::Spoil { value }),
         1 => Just(Event::Stop),
         2 => Just(Event::Reset),
+        1 => any::<bool>().prop_map(|in_charge| Event::Operator { in_charge }),
         1 => (0_u16..3000).prop_map(|millis| Event::Jump { millis }),
     ]
 }
@@ -308,6 +353,10 @@ proptest! {
                     world.resets += 1;
                     1
                 }
+                Event::Operator { in_charge } => {
+                    world.operator = in_charge;
+                    1
+                }
                 Event::Jump { millis } => {
                     world.now = world.now + i64::from(millis) * MILLISECOND;
                     0
@@ -326,7 +375,8 @@ proptest! {
                     let resting = matches!(command.mode, Mode::Holding | Mode::Stopped);
                     prop_assert!(resting, "latched in {:?}", command.mode);
                 }
-                if command.mode == Mode::Warmup {
+                prop_assert!(!(world.operator && command.send), "two are in charge: {:?}", command);
+                if command.mode == Mode::Warmup || world.operator {
                     prop_assert!(!command.send);
                     last = None;
                     continue;

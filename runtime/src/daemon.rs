@@ -22,11 +22,14 @@ use crate::bus::{Bus, BusError};
 use crate::clock::{self, Duration, Nanos};
 use crate::config::{ConfigError, Robot};
 use crate::control::{Command, Control, Mode, Observed};
+use crate::engine::EngineError;
 use crate::events;
+use crate::ladder::Rungs;
 use crate::mailbox::mailbox;
+use crate::metrics;
 use crate::observation::Window;
 use crate::planner::Planner;
-use crate::policy::Policy;
+use crate::record::{self, Log, Message, Observation};
 use crate::report::{ControlTally, Report, Tally};
 use crate::threads::{self, Waker};
 
@@ -46,6 +49,9 @@ pub enum DaemonError {
     /// The bus failed.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// The engine cannot do what the configuration asks for.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
@@ -81,12 +87,17 @@ impl Drop for Leash {
 
 impl Daemon {
     /// Opens the bus and starts the threads. The robot stays untouched until the first chunk.
-    pub fn start(robot: &Robot, policy: Policy) -> Result<Self, DaemonError> {
+    pub fn start(robot: &Robot, plans: impl Into<Rungs>) -> Result<Self, DaemonError> {
+        Self::recorded(robot, plans, None)
+    }
+
+    /// The same with a recording.
+    pub fn recorded(robot: &Robot, plans: impl Into<Rungs>, log: Option<Log>) -> Result<Self, DaemonError> {
         let bus = Bus::open(&robot.bus)?;
         let signals = Arc::new(Signals::default());
         let leash = Leash(Arc::clone(&signals));
         let tally = Arc::new(Mutex::new(Tally::default()));
-        let planner = Planner::new(policy, robot);
+        let planner = Planner::new(plans, robot)?;
 
         let (mut windows, windows_in) = mailbox(&Window::none(&robot.intake));
         let (mut observed, observed_in) = mailbox(&Observed::NONE);
@@ -95,6 +106,7 @@ impl Daemon {
         let (commands, commands_in) = mailbox(&Command::NONE);
         let (tallies, tallies_in) = mailbox(&ControlTally::default());
         let (recorder, events) = events::ring();
+        let (tap, basin) = record::tap(log.is_some());
 
         let outlet = Outlet::open(&bus, robot)?;
         let publish = {
@@ -104,23 +116,26 @@ impl Daemon {
             })?
         };
         let inference = {
-            let (signals, tally) = (Arc::clone(&signals), Arc::clone(&tally));
+            let (signals, tally, tap) = (Arc::clone(&signals), Arc::clone(&tally), tap.clone());
             threads::spawn("inference", move || {
-                loops::infer(planner, windows_in, chunks, chunks_to_publish, &signals, &tally)
+                loops::infer(planner, windows_in, chunks, chunks_to_publish, &signals, &tally, &tap)
             })?
         };
         let drain = {
             let tally = Arc::clone(&tally);
-            threads::spawn("drain", move || loops::drain(events, tallies_in, &tally))?
+            threads::spawn("drain", move || loops::drain(events, tallies_in, &tally, &basin, log))?
         };
         let wake_inference = Waker::of(&inference);
+        let joints = robot.joints.len();
         let inlet = Inlet::open(
             &bus,
             robot,
             &signals,
             |_| clock::read(),
             move |intake| {
-                observed.send(|slot| *slot = intake.observed());
+                let seen = intake.observed();
+                tap.put(|| Message::Observation(Observation::of(&seen, joints)));
+                observed.send(|slot| *slot = seen);
                 windows.send(|slot| intake.window(slot));
                 wake_inference.wake();
             },
@@ -166,6 +181,17 @@ impl Daemon {
     /// What it did so far.
     pub fn report(&self) -> Report {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner).report(self.inlet.counts())
+    }
+
+    /// Ticks so far.
+    pub fn ticks(&self) -> u64 {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner).ticks.wake.summary().count
+    }
+
+    /// The same as Prometheus text; `schedules` are those of the ladder.
+    pub fn metrics(&self, schedules: &[String]) -> String {
+        let observations = self.inlet.counts();
+        metrics::text(&self.tally.lock().unwrap_or_else(PoisonError::into_inner), observations, schedules)
     }
 
     /// Brakes, sends the hold, ends the threads and closes the bus.

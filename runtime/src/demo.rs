@@ -16,13 +16,15 @@ use refrain_policies::config::PolicyConfig;
 use refrain_pusht::MAX_STEPS;
 
 use crate::bus::robot::Signals;
-use crate::bus::{self, BusError};
-use crate::clock;
+use crate::bus::{self, BusError, BusSection};
+use crate::clock::{self, Reading};
 use crate::config::{ConfigError, Robot, RobotConfig};
 use crate::control::Mode;
 use crate::daemon::{Daemon, DaemonError};
+use crate::ladder::Rungs;
 use crate::lockstep;
-use crate::policy::Policy;
+use crate::record::{Log, Place, RecordError};
+use crate::replay;
 use crate::report::Report;
 use crate::threads;
 
@@ -30,7 +32,7 @@ pub use self::simulator::RobotCounts;
 use self::simulator::Simulator;
 
 /// The robot that the demo runs: the example's file, without its endpoint.
-const ROBOT: &str = include_str!("../../examples/pusht/robot.toml");
+pub(crate) const ROBOT: &str = include_str!("../../examples/pusht/robot.toml");
 
 /// What to show.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +45,8 @@ pub struct DemoOptions {
     pub max_steps: usize,
     /// Where the episode's picture goes.
     pub picture: Option<PathBuf>,
+    /// Where the policy's side is recorded.
+    pub record: Option<PathBuf>,
 }
 
 /// How far the episode is.
@@ -100,6 +104,9 @@ pub enum DemoError {
     /// The policy's side failed.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
+    /// It cannot be recorded.
+    #[error(transparent)]
+    Record(#[from] RecordError),
     /// Nobody answered.
     #[error("no command came within {seconds} s of an observation")]
     NoCommand {
@@ -118,14 +125,14 @@ pub enum DemoError {
 
 impl Default for DemoOptions {
     fn default() -> Self {
-        Self { seed: 0, speed: 1.0, max_steps: MAX_STEPS, picture: None }
+        Self { seed: 0, speed: 1.0, max_steps: MAX_STEPS, picture: None, record: None }
     }
 }
 
 /// Runs one episode.
 pub fn run(
     options: &DemoOptions,
-    policy: Policy,
+    policy: impl Into<Rungs>,
     mut progress: impl FnMut(&Progress),
 ) -> Result<DemoReport, DemoError> {
     if options.speed.is_nan() || options.speed < 1.0 {
@@ -133,25 +140,33 @@ pub fn run(
     }
     let endpoint =
         bus::free_endpoint().map_err(|source| DemoError::Io { what: "loopback".into(), source })?;
-    let robot = robot(policy.config(), &endpoint, options.seed)?;
+    let plans: Rungs = policy.into();
+    let (config, robot) = robot(plans.rungs[0].policy.config(), &endpoint, options.seed)?;
     let start = clock::now();
+    // The endpoint is another one every time.
+    let told = RobotConfig { bus: BusSection::default(), ..config };
+    let log = options.record.as_ref().map(|path| {
+        let now = if options.speed > 1.0 { Reading::simulated(0) } else { clock::read() };
+        Log::begin(Place::File(path.clone()), replay::metadata(&told, robot.episode, &plans), now)
+    });
+    let log = log.transpose()?;
     let (simulator, report) = if options.speed > 1.0 {
         let signals = Arc::new(Signals::default());
         let told = Arc::clone(&signals);
         let config = robot.clone();
-        let policy = threads::spawn("policy", move || lockstep::run(&config, policy, &told))
+        let side = threads::spawn("policy", move || lockstep::run(&config, plans, &told, log))
             .map_err(|source| DemoError::Io { what: "thread".into(), source })?;
         let ran = Simulator::open(&robot, &endpoint, options).and_then(|mut simulator| {
             simulator.run_simulated(options, &signals, &mut progress)?;
             Ok(simulator)
         });
         signals.end();
-        let report = policy.join().map_err(|_| DaemonError::Panicked("policy"))?;
+        let report = side.join().map_err(|_| DaemonError::Panicked("policy"))?;
         // What went wrong on the policy's side explains why the simulation waited in vain.
         let report = report?;
         (ran?, report)
     } else {
-        let daemon = Daemon::start(&robot, policy)?;
+        let daemon = Daemon::recorded(&robot, plans, log)?;
         let ran = Simulator::open(&robot, &endpoint, options).and_then(|mut simulator| {
             simulator.run_real_time(options, daemon.signals(), &mut progress)?;
             Ok(simulator)
@@ -179,7 +194,7 @@ pub fn run(
 }
 
 /// The example's robot, listening on `endpoint`.
-fn robot(policy: &PolicyConfig, endpoint: &str, seed: u64) -> Result<Robot, DemoError> {
+fn robot(policy: &PolicyConfig, endpoint: &str, seed: u64) -> Result<(RobotConfig, Robot), DemoError> {
     let (observed, moved) = (policy.observation.size(), policy.action.size());
     if (observed, moved) != (20, 2) {
         return Err(DemoError::Policy { observed, moved });
@@ -188,5 +203,5 @@ fn robot(policy: &PolicyConfig, endpoint: &str, seed: u64) -> Result<Robot, Demo
     config.bus.listen = vec![endpoint.to_owned()];
     let mut robot = config.resolve(policy)?;
     robot.episode = seed;
-    Ok(robot)
+    Ok((config, robot))
 }

@@ -12,7 +12,7 @@ use crossbeam::queue::ArrayQueue;
 use hdrhistogram::Histogram;
 
 use crate::clock::{Nanos, Time};
-use crate::control::{Mode, Outcome};
+use crate::control::{Command, Mode};
 
 /// Ticks that the ring holds: two seconds at 1 kHz.
 const CAPACITY: usize = 2048;
@@ -20,7 +20,7 @@ const CAPACITY: usize = 2048;
 const LONGEST: u64 = 60_000_000_000;
 
 /// What one tick did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tick {
     /// When it was due.
     pub due: Time,
@@ -30,12 +30,25 @@ pub struct Tick {
     pub work: Nanos,
     /// Deadlines missed after it.
     pub missed: u64,
-    /// Mode after it.
-    pub mode: Mode,
-    /// What it did.
-    pub outcome: Outcome,
-    /// The chunk that it followed; 0 for none.
+    /// What it saw.
+    pub seen: Seen,
+    /// What it decided.
+    pub command: Command,
+}
+
+/// What a tick saw.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// The newest chunk; 0 for none.
     pub chunk: u64,
+    /// The newest observation; 0 for none.
+    pub observation: u64,
+    /// Stops asked for so far.
+    pub stops: u64,
+    /// Resets asked for so far.
+    pub resets: u64,
+    /// Whether an operator was in charge.
+    pub operator: bool,
 }
 
 /// The real-time side.
@@ -111,6 +124,16 @@ impl Spans {
         self.0.saturating_record(span.max(0) as u64);
     }
 
+    /// How many are at most this long, nanoseconds.
+    pub fn at_most(&self, span: u64) -> u64 {
+        self.0.count_between(0, span)
+    }
+
+    /// All of them together, seconds.
+    pub fn seconds(&self) -> f64 {
+        if self.0.is_empty() { 0.0 } else { self.0.mean() * self.0.len() as f64 / 1e9 }
+    }
+
     /// In five numbers.
     pub fn summary(&self) -> Summary {
         Summary {
@@ -142,9 +165,10 @@ impl TickStats {
         self.wake.record(tick.wake_error);
         self.work.record(tick.work);
         self.missed += tick.missed;
-        if tick.mode != self.mode {
-            tracing::info!(from = ?self.mode, to = ?tick.mode, why = ?tick.outcome, at = %tick.due, "mode");
-            self.mode = tick.mode;
+        let (mode, why) = (tick.command.mode, tick.command.outcome);
+        if mode != self.mode {
+            tracing::info!(from = ?self.mode, to = ?mode, ?why, at = %tick.due, "mode");
+            self.mode = mode;
         }
     }
 }
@@ -161,9 +185,8 @@ mod tests {
             wake_error: 5_000,
             work: 700,
             missed: 1,
-            mode: Mode::Running,
-            outcome: Outcome::Followed,
-            chunk: 1,
+            seen: Seen::default(),
+            command: Command { mode: Mode::Running, ..Command::NONE },
         };
         for _ in 0..CAPACITY + 3 {
             recorder.record(tick);

@@ -11,11 +11,13 @@ use crate::bus::Bus;
 use crate::bus::robot::{Inlet, Outlet, Signals};
 use crate::clock::{self, Duration, Reading, Wall};
 use crate::config::Robot;
-use crate::control::{Control, Inputs, Mode, Observed};
+use crate::control::{Control, Inputs, Observed};
 use crate::daemon::DaemonError;
+use crate::events::{self, Seen};
+use crate::ladder::Rungs;
 use crate::observation::Window;
 use crate::planner::{PlanError, Planner};
-use crate::policy::Policy;
+use crate::record::{self, Inference, Log, Message, Observation};
 use crate::report::{ControlTally, Report, Tally};
 
 /// How often it looks whether it is to end.
@@ -23,10 +25,15 @@ const POLL: Duration = Duration::from_millis(20);
 /// Observations that may wait; the simulation sends one at a time.
 const WAITING: usize = 4;
 
-/// Runs until `signals` end it.
-pub fn run(robot: &Robot, policy: Policy, signals: &Arc<Signals>) -> Result<Report, DaemonError> {
+/// Runs until `signals` end it. What is recorded holds simulated time alone, so that the same run gives the same file.
+pub fn run(
+    robot: &Robot,
+    policy: impl Into<Rungs>,
+    signals: &Arc<Signals>,
+    mut log: Option<Log>,
+) -> Result<Report, DaemonError> {
     let bus = Bus::open(&robot.bus)?;
-    let mut planner = Planner::new(policy, robot);
+    let mut planner = Planner::new(policy, robot)?;
     let mut control = Control::new(robot.control.clone());
     let mut chunk = planner.blank();
     let mut outlet = Outlet::open(&bus, robot)?;
@@ -48,10 +55,24 @@ pub fn run(robot: &Robot, policy: Policy, signals: &Arc<Signals>) -> Result<Repo
             Err(RecvTimeoutError::Timeout) => continue,
             Err(RecvTimeoutError::Disconnected) => break,
         };
-        if planner.is_due(window.time, matches!(control.mode(), Mode::Warmup | Mode::Holding)) {
+        let mut record = |message: &dyn Fn() -> Message| {
+            log.iter_mut().for_each(|log| log.write(&message()));
+        };
+        record(&|| Message::Observation(Observation::of(&observed, robot.joints.len())));
+        let urgent = !control.mode().executes();
+        if planner.is_due(window.time, urgent) {
             let start = clock::now();
-            match planner.plan(&window, &mut chunk) {
-                Ok(()) => chunk.ready = window.time,
+            let committed = (!urgent).then_some(window.time);
+            let planned = planner.plan(&window, committed, &mut chunk);
+            if planned.is_ok() {
+                chunk.ready = window.time;
+            }
+            record(&|| {
+                let inference = Inference::from_window(&window, committed, planner.rung_index());
+                Message::Inference(if planned.is_ok() { inference.with_chunk(&chunk) } else { inference })
+            });
+            match planned {
+                Ok(()) => {}
                 Err(PlanError::NonFinite) => tally.inference_non_finite += 1,
                 Err(error) => {
                     tally.inference_failed += 1;
@@ -64,16 +85,16 @@ pub fn run(robot: &Robot, policy: Policy, signals: &Arc<Signals>) -> Result<Repo
         for tick in 0..ticks {
             let now = window.time + tick * robot.control.period;
             let start = clock::now();
-            let command = control.step(
-                now,
-                &Inputs {
-                    chunk: &chunk,
-                    observed: &observed,
-                    stops: signals.stops(),
-                    resets: signals.resets(),
-                },
-            );
+            let (stops, resets, operator) = (signals.stops(), signals.resets(), signals.operator());
+            let command =
+                control.step(now, &Inputs { chunk: &chunk, observed: &observed, stops, resets, operator });
             tally.ticks.work.record(clock::now() - start);
+            record(&|| {
+                let (chunk, observation) = (chunk.sequence, observed.sequence);
+                let seen = Seen { chunk, observation, stops, resets, operator };
+                let tick = events::Tick { due: now, wake_error: 0, work: 0, missed: 0, seen, command };
+                Message::Tick(record::Tick::of(&tick))
+            });
             tally.ticks.mode = command.mode;
             signals.set_mode(command.mode);
             if tick == ticks / 2 {

@@ -6,23 +6,41 @@ use crate::chunk::Chunk;
 use crate::clock::{Nanos, Time};
 use crate::config::Robot;
 use crate::engine::EngineError;
+use crate::join::Joiner;
+use crate::ladder::{Ladder, Rung, Rungs, Step};
 use crate::noise;
 use crate::observation::Window;
-use crate::policy::{Policy, Prediction};
+use crate::policy::{Known, Prediction};
+
+/// When a chunk is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replan {
+    /// From the first observation this many actions after the last chunk's; half an action of jitter is allowed for.
+    After(usize),
+    /// At a fixed rate: from the first observation after each multiple of this span since the last one that was on time.
+    Every(Nanos),
+    /// From the newest observation as soon as the last prediction is done.
+    Always,
+}
 
 /// Makes chunks.
 pub struct Planner {
-    policy: Policy,
+    rungs: Vec<Rung>,
+    ladder: Ladder,
     seed: u64,
     episode: u64,
-    replan_span: Nanos,
+    replan: Replan,
     action_period: Nanos,
     first: usize,
     steps: usize,
     planned: Option<Time>,
+    /// When the next one is due at a fixed rate.
+    next: Time,
     sequence: u64,
     draws: u64,
     noise: Vec<f32>,
+    joiner: Joiner,
+    known: Known,
     prediction: Prediction,
 }
 
@@ -38,53 +56,119 @@ pub enum PlanError {
 }
 
 impl Planner {
-    /// Predicts as often as the robot's configuration says.
-    pub fn new(policy: Policy, robot: &Robot) -> Self {
+    /// Predicts as often as the robot's configuration says. An error when chunks are to be inpainted and a plan was not
+    /// compiled for it.
+    ///
+    /// # Panics
+    /// Without any rung.
+    pub fn new(plans: impl Into<Rungs>, robot: &Robot) -> Result<Self, EngineError> {
+        let Rungs { mut rungs } = plans.into();
+        let policy = &rungs[0].policy;
         let architecture = &policy.config().architecture;
         let first = architecture.executed().start;
         let steps = architecture.tokens() - first;
-        Self {
+        let blank = Chunk::none(steps, policy.config().action.size(), robot.action_period);
+        let joiner = Joiner::new(robot.join, &robot.control.path.rotations, &blank);
+        let known = policy.unknown();
+        let mut noise = 0;
+        for rung in &mut rungs {
+            noise = noise.max(rung.policy.noise_len());
+            if joiner.inpaints() {
+                rung.policy.know(&known)?;
+            }
+        }
+        Ok(Self {
+            ladder: Ladder::new(rungs.iter().map(|rung| rung.timing.p50).collect(), robot.budget),
             seed: robot.seed,
             episode: robot.episode,
-            replan_span: robot.replan_after as i64 * robot.action_period,
+            replan: robot.replan,
             action_period: robot.action_period,
             first,
             steps,
             planned: None,
+            next: Time::default(),
             sequence: 0,
             draws: 0,
-            noise: vec![0.0; policy.noise_len()],
+            noise: vec![0.0; noise],
+            joiner,
+            known,
             prediction: Prediction::default(),
-            policy,
-        }
+            rungs,
+        })
     }
 
     /// A chunk that is large enough for any that this planner makes.
     pub fn blank(&self) -> Chunk {
-        Chunk::none(self.steps, self.policy.config().action.size(), self.action_period)
+        Chunk::none(self.steps, self.policy().action.size(), self.action_period)
     }
 
     /// What is planned with.
     pub fn policy(&self) -> &PolicyConfig {
-        self.policy.config()
+        self.rung().policy.config()
     }
 
-    /// Whether an observation of this time is to be planned from; half a period of jitter is allowed for. `urgent`
-    /// (nothing is being executed) takes any that is newer than the last.
+    /// The plan that runs.
+    pub fn rung(&self) -> &Rung {
+        &self.rungs[self.ladder.at()]
+    }
+
+    /// Its place on the ladder; 0 is the best-scoring.
+    pub fn rung_index(&self) -> usize {
+        self.ladder.at()
+    }
+
+    /// How often an engine had to give way to a slower one.
+    pub fn engines_lost(&self) -> u64 {
+        self.rungs.iter().map(|rung| rung.policy.fallbacks()).sum()
+    }
+
+    /// Notes how long a prediction took; the next one may run another plan.
+    pub fn note(&mut self, span: Nanos) -> Option<Step> {
+        self.ladder.note(span)
+    }
+
+    /// Whether an observation of this time is to be planned from. `urgent` (nothing is being executed) takes any that is
+    /// newer than the last.
     pub fn is_due(&self, observation: Time, urgent: bool) -> bool {
-        self.planned.is_none_or(|last| {
-            let wait = if urgent { 1 } else { self.replan_span - self.action_period / 2 };
-            observation - last >= wait
-        })
+        let Some(last) = self.planned else { return true };
+        match self.replan {
+            _ if urgent => observation > last,
+            Replan::After(actions) => {
+                observation - last >= actions as i64 * self.action_period - self.action_period / 2
+            }
+            Replan::Every(_) => observation >= self.next,
+            Replan::Always => observation > last,
+        }
     }
 
     /// Predicts a chunk from a window. All predicted actions from the observation on are in it, so that there is
-    /// something to coast on. `out.ready` is left to the caller.
-    pub fn plan(&mut self, window: &Window, out: &mut Chunk) -> Result<(), PlanError> {
+    /// something to coast on. The chunk before is executed until `committed`, when this one is expected to be ready;
+    /// `None` if nothing is being executed. `out.ready` is left to the caller.
+    pub fn plan(
+        &mut self,
+        window: &Window,
+        committed: Option<Time>,
+        out: &mut Chunk,
+    ) -> Result<(), PlanError> {
         self.planned = Some(window.time);
+        if let Replan::Every(span) = self.replan {
+            // From due time to due time, unless a whole span was missed.
+            let on_time = committed.is_some() && window.time - self.next < span;
+            self.next = if on_time { self.next } else { window.time } + span;
+        }
         noise::fill(self.seed, self.episode, self.draws, &mut self.noise);
         self.draws += 1;
-        self.policy.predict(&window.values, &self.noise, &mut self.prediction)?;
+        if committed.is_none() {
+            self.joiner.forget();
+        }
+        if self.joiner.inpaints() {
+            self.joiner.known(window.time, self.first, committed.unwrap_or(window.time), &mut self.known);
+        }
+        let policy = &mut self.rungs[self.ladder.at()].policy;
+        if self.joiner.inpaints() {
+            policy.know(&self.known)?;
+        }
+        policy.predict(&window.values, &self.noise, &mut self.prediction)?;
         let joints = out.joints;
         let actions = &self.prediction.action_pred[self.first * joints..][..self.steps * joints];
         if !actions.iter().all(|action| action.is_finite()) {
@@ -98,6 +182,7 @@ impl Planner {
         out.observation = window.time;
         out.action_period = self.action_period;
         out.steps = self.steps;
+        self.joiner.join(out);
         Ok(())
     }
 }

@@ -9,6 +9,17 @@ pub struct Policy {
     config: PolicyConfig,
     engine: Box<dyn Engine>,
     observation: Vec<f32>,
+    /// `[T, 1 + A]`, normalised.
+    known: Vec<f32>,
+}
+
+/// What is known of a trajectory before it is denoised.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Known {
+    /// `[T]`: whether a token's action is known.
+    pub tokens: Vec<bool>,
+    /// `[T, A]`, in the units of the demonstrations.
+    pub actions: Vec<f32>,
 }
 
 /// One predicted chunk.
@@ -26,7 +37,8 @@ impl Policy {
     /// Wraps an engine that was made for this policy.
     pub fn new(config: PolicyConfig, engine: Box<dyn Engine>) -> Self {
         let observation = vec![0.0; config.architecture.n_obs_steps * config.observation.size()];
-        Self { config, engine, observation }
+        let known = vec![0.0; config.architecture.tokens() * (1 + config.action.size())];
+        Self { config, engine, observation, known }
     }
 
     /// What the policy is.
@@ -48,6 +60,30 @@ impl Policy {
     pub fn noise_len(&self) -> usize {
         let c = &self.config;
         (c.sampler.inference_steps + 1) * c.architecture.tokens() * c.denoised_size()
+    }
+
+    /// Nothing known, of this policy's size.
+    pub fn unknown(&self) -> Known {
+        let tokens = self.config.architecture.tokens();
+        Known { tokens: vec![false; tokens], actions: vec![0.0; tokens * self.config.action.size()] }
+    }
+
+    /// Imposes known actions on the predictions that follow; an error when the engine's plan has no room for them.
+    pub fn know(&mut self, known: &Known) -> Result<(), EngineError> {
+        let size = self.config.action.size();
+        if (known.tokens.len(), known.actions.len())
+            != (self.known.len() / (1 + size), known.tokens.len() * size)
+        {
+            let (expected, got) = (self.known.len() / (1 + size), known.tokens.len());
+            return Err(EngineError::Size { name: "known", expected, got });
+        }
+        let rows = self.known.chunks_mut(1 + size).zip(&known.tokens).zip(known.actions.chunks(size));
+        for ((row, is_known), actions) in rows {
+            row[0] = f32::from(u8::from(*is_known));
+            row[1..].copy_from_slice(actions);
+            self.config.action.normalizer.normalize(&mut row[1..]);
+        }
+        self.engine.know(&self.known)
     }
 
     /// Predicts one chunk from `observation` `[To, O]` in raw units and `noise` `[>= K + 1, T, N]`; allocates nothing

@@ -30,6 +30,16 @@ pub struct Report {
     pub inference_failed: u64,
     /// Predictions that were not finite.
     pub inference_non_finite: u64,
+    /// Engines that failed and were replaced by the fallback.
+    pub engines_lost: u64,
+    /// The plan that ran last; 0 is the best-scoring of the ladder.
+    pub rung: usize,
+    /// Steps to a faster plan.
+    pub steps_down: u64,
+    /// Steps to a better plan.
+    pub steps_up: u64,
+    /// Messages recorded, and messages lost since the recording ended early.
+    pub recorded: (u64, u64),
     /// Observation messages taken in.
     pub observations: u64,
     /// Observation messages refused, in the order of [`Refusal::ALL`].
@@ -70,6 +80,16 @@ pub struct Tally {
     pub inference_failed: u64,
     /// Predictions that were not finite.
     pub inference_non_finite: u64,
+    /// Engines that failed and were replaced by the fallback.
+    pub engines_lost: u64,
+    /// The plan that ran last.
+    pub rung: usize,
+    /// Steps to a faster plan.
+    pub steps_down: u64,
+    /// Steps to a better plan.
+    pub steps_up: u64,
+    /// Messages recorded, and messages lost since the recording ended early.
+    pub recorded: (u64, u64),
     /// Commands sent, and commands that could not be.
     pub commands: (u64, u64),
 }
@@ -89,6 +109,11 @@ impl Tally {
             chunk_age: self.chunk_age.summary(),
             inference_failed: self.inference_failed,
             inference_non_finite: self.inference_non_finite,
+            recorded: self.recorded,
+            engines_lost: self.engines_lost,
+            rung: self.rung,
+            steps_down: self.steps_down,
+            steps_up: self.steps_up,
             observations: observations.0,
             refused: observations.1,
             commands: self.commands.0,

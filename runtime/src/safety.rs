@@ -22,12 +22,20 @@ pub const MAX_JOINTS: usize = 64;
 pub type Joints = [f64; MAX_JOINTS];
 
 /// What a joint's numbers mean.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
     /// Positions; to hold is to brake and stay.
     Position,
     /// Velocities; to hold is to ramp to 0. The position range does not apply.
     Velocity,
+    /// One of two values, the ends of the position range, such as a gripper's; to hold is to keep it. Velocity and
+    /// acceleration do not apply.
+    Discrete {
+        /// At most this is the low value.
+        below: f64,
+        /// At least this is the high value; between the two, the value before stands.
+        above: f64,
+    },
 }
 
 /// One joint's limits, in the units u of its actions and seconds.
@@ -35,7 +43,7 @@ pub enum Kind {
 pub struct Limits {
     /// What the joint's numbers mean.
     pub kind: Kind,
-    /// Lowest and highest position, u.
+    /// Lowest and highest position, u; of [`Kind::Discrete`], the two values.
     pub position: [f64; 2],
     /// Largest speed, u/s (for [`Kind::Velocity`] the largest command).
     pub velocity: f64,
@@ -204,6 +212,10 @@ impl Gate {
             if !measured.is_finite() {
                 return Err(EngageError::NotMeasured { joint });
             }
+            if let Kind::Discrete { .. } = limits.kind {
+                start[joint] = if measured - low < high - measured { low } else { high };
+                continue;
+            }
             start[joint] = measured.clamp(low, high);
             let mendable = limits.velocity.min(limits.acceleration * self.period_s) * self.period_s;
             if (start[joint] - measured).abs() > mendable {
@@ -252,6 +264,7 @@ impl Gate {
         self.limits.iter().enumerate().all(|(joint, limits)| match limits.kind {
             Kind::Position => self.velocity[joint] == 0.0,
             Kind::Velocity => self.command[joint] == 0.0,
+            Kind::Discrete { .. } => true,
         })
     }
 
@@ -307,6 +320,13 @@ impl Gate {
                 self.counts.acceleration += u64::from(given != wanted);
                 self.command[joint] = given;
             }
+            Kind::Discrete { below, above } => {
+                if target <= below {
+                    self.command[joint] = limits.position[0];
+                } else if target >= above {
+                    self.command[joint] = limits.position[1];
+                }
+            }
             Kind::Position => {
                 let (at, speed) = (self.command[joint], self.velocity[joint]);
                 let [low, high] = limits.position;
@@ -337,6 +357,7 @@ impl Gate {
             match limits.kind {
                 Kind::Velocity => self.command[joint] = slowed(self.command[joint]),
                 Kind::Position => self.moved(joint, slowed(self.velocity[joint])),
+                Kind::Discrete { .. } => {}
             }
         }
     }

@@ -191,3 +191,20 @@ proptest! {
         prop_assert!(gate.at_rest());
     }
 }
+
+#[test]
+fn a_gripper_has_two_values_and_keeps_one_between_its_thresholds() {
+    let kind = Kind::Discrete { below: 0.3, above: 0.7 };
+    let mut gate = gate(&[Limits { kind, position: [0.0, 0.08], velocity: 0.0, acceleration: 0.0 }]);
+    gate.engage(&[0.05]).unwrap();
+    let mut said = |target: f64| {
+        gate.pass(Time::default(), &to(&[target]));
+        gate.command()[0]
+    };
+    let targets = [0.5, 0.31, 0.3, 0.5, 0.69, 0.7, 0.31, -1.0, 9.0];
+    assert_eq!(targets.map(&mut said), [0.08, 0.08, 0.0, 0.0, 0.0, 0.08, 0.08, 0.0, 0.08]);
+    assert_eq!(gate.pass(Time::default(), &HOLD), Verdict::Held(Reason::NoTarget));
+    assert!(gate.at_rest() && gate.command()[0] == 0.08, "to hold is to keep");
+    assert_eq!(gate.pass(Time::default(), &to(&[f64::NAN])), Verdict::Held(Reason::NonFinite));
+    assert_eq!(gate.command()[0], 0.08);
+}

@@ -5,7 +5,7 @@
 //! control loop's own gate is not touched.
 
 use crate::bus::cdr::Point;
-use crate::chunk::{Chunk, Interpolation};
+use crate::chunk::{Chunk, Interpolation, Path};
 use crate::clock::{Nanos, Time};
 use crate::control::{Command, ControlConfig};
 use crate::safety::{Gate, Request};
@@ -16,6 +16,7 @@ const LONGEST_HOLD: usize = 100;
 /// Looks ahead.
 pub struct Lookahead {
     gate: Gate,
+    path: Path,
     period: Nanos,
     action_period: Nanos,
 }
@@ -23,7 +24,9 @@ pub struct Lookahead {
 impl Lookahead {
     /// For a robot's limits.
     pub fn new(control: &ControlConfig, action_period: Nanos) -> Self {
-        Self { gate: Gate::for_control(control), period: control.period, action_period }
+        // The controller interpolates linearly itself.
+        let path = Path { interpolation: Interpolation::Linear, ..control.path.clone() };
+        Self { gate: Gate::for_control(control), path, period: control.period, action_period }
     }
 
     /// The chunk's actions from the first one after `command` on, in time from the command.
@@ -35,7 +38,7 @@ impl Lookahead {
             let time = chunk.observation + step as i64 * chunk.action_period;
             while now + self.period <= time {
                 now = now + self.period;
-                let Some((_, target)) = chunk.at(now, Interpolation::Linear) else { break };
+                let Some((_, target)) = chunk.at(now, &self.path) else { break };
                 let target = Some(&target[..chunk.joints]);
                 gate.pass(now, &Request { target, observation: now, chunk: now });
             }
@@ -124,7 +127,7 @@ mod tests {
         let limits = Limits { kind: Kind::Position, position: [-10.0, 10.0], velocity, acceleration };
         let control = ControlConfig {
             period: 10 * MILLISECOND,
-            interpolation: Interpolation::Linear,
+            path: Interpolation::Linear.into(),
             chunk_deadline: 1,
             late: Late::Continue,
             max_chunk_age: 1,

@@ -99,7 +99,7 @@ impl<'a> Interpreter<'a> {
                 let rows = timesteps.iter().flat_map(|t| embedding(*t, &table)).collect::<Vec<_>>();
                 self.write(output, &rows);
             }
-            Op::Start { trajectory, impose } => {
+            Op::Start { trajectory, impose, .. } => {
                 self.write(trajectory, &noise[..trajectory.len()]);
                 self.impose(trajectory, impose.as_ref());
             }

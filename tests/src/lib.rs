@@ -4,6 +4,7 @@
 //! Nothing here is fast, and nothing here is used outside tests.
 
 pub mod compare;
+pub mod counting;
 pub mod engines;
 pub mod interpreter;
 pub mod model;

@@ -14,6 +14,7 @@ use refrain_runtime::control::Mode;
 use refrain_runtime::daemon::Daemon;
 use refrain_runtime::engine::{Engine, EngineError};
 use refrain_runtime::policy::Policy;
+use refrain_runtime::record::Log;
 use refrain_runtime::report::Report;
 
 /// The robot's configuration: the example's, on a free port.
@@ -86,6 +87,11 @@ pub fn policy_config() -> PolicyConfig {
     toml::from_str(POLICY).expect("the shipped policy's configuration")
 }
 
+/// A policy on an engine double that does what it should.
+pub fn double() -> Policy {
+    Policy::new(policy_config(), Box::new(Double(Arc::default())))
+}
+
 /// The example's configuration on a free port.
 pub fn robot_config() -> RobotConfig {
     let mut config = RobotConfig::parse(ROBOT).expect("the example");
@@ -96,11 +102,16 @@ pub fn robot_config() -> RobotConfig {
 impl Rig {
     /// Starts both; `change` edits the configuration first.
     pub fn start(change: impl FnOnce(&mut RobotConfig)) -> Self {
+        Self::recorded(change, None)
+    }
+
+    /// The same with a recording.
+    pub fn recorded(change: impl FnOnce(&mut RobotConfig), log: Option<Log>) -> Self {
         let mut config = robot_config();
         change(&mut config);
         let robot = config.resolve(&policy_config()).expect("a sound configuration");
         let engine = Arc::new(Doing::default());
-        let daemon = Self::start_daemon(&robot, &engine);
+        let daemon = Self::start_daemon(&robot, &engine, log);
         let section = BusSection {
             connect: robot.bus.listen.clone(),
             convention: robot.bus.convention,
@@ -134,12 +145,12 @@ impl Rig {
     /// A daemon alone; somebody else is the robot.
     pub fn daemon(config: &RobotConfig) -> Daemon {
         let robot = config.resolve(&policy_config()).expect("a sound configuration");
-        Self::start_daemon(&robot, &Arc::default())
+        Self::start_daemon(&robot, &Arc::default(), None)
     }
 
-    fn start_daemon(robot: &Robot, engine: &Arc<Doing>) -> Daemon {
+    fn start_daemon(robot: &Robot, engine: &Arc<Doing>, log: Option<Log>) -> Daemon {
         let policy = Policy::new(policy_config(), Box::new(Double(Arc::clone(engine))));
-        Daemon::start(robot, policy).expect("a daemon")
+        Daemon::recorded(robot, policy, log).expect("a daemon")
     }
 
     /// A good observation's numbers: the pusher stands at (100, 100).

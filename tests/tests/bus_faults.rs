@@ -9,8 +9,9 @@ use refrain_runtime::bus::service::Answer;
 use refrain_runtime::bus::{self, Traffic, cdr, interface};
 use refrain_runtime::clock::{self, MILLISECOND, SECOND};
 use refrain_runtime::control::{Mode, Outcome};
+use refrain_runtime::daemon::{Daemon, DaemonError};
 use refrain_runtime::observation::Refusal;
-use refrain_tests::robot::{Received, Rig, validity};
+use refrain_tests::robot::{Received, Rig, double, policy_config, robot_config, validity};
 
 /// The example's oldest observation, and its commands' validity.
 const MAX_AGE: i64 = 350 * MILLISECOND;
@@ -229,4 +230,41 @@ fn zenohs_own_configuration_is_passed_through() {
     assert!(matches!(refused, bus::BusError::Config { .. }), "{refused}");
     let good = "{ mode: 'peer', scouting: { multicast: { enabled: false } }, listen: { endpoints: [] } }";
     bus::Bus::open(&section(good)).unwrap().close().unwrap();
+}
+
+#[test]
+fn a_second_daemon_is_refused_until_the_first_is_gone() {
+    let rig = Rig::start(|_| {});
+    let mut config = robot_config();
+    config.bus.connect = rig.robot.bus.listen.clone();
+    let robot = config.resolve(&policy_config()).unwrap();
+    let refused = Daemon::start(&robot, double()).err().expect("two daemons command one robot");
+    assert!(matches!(refused, DaemonError::Bus(bus::BusError::Claimed { .. })), "{refused}");
+    println!("second daemon: {refused}");
+    assert_eq!(rig.mode(), Mode::Warmup, "the first does not notice");
+    rig.end();
+    Daemon::start(&robot, double()).expect("the robot is free").shutdown().unwrap();
+}
+
+#[test]
+fn an_operator_takes_over_and_hands_back_over_the_bus() {
+    let mut rig = Rig::start(|_| {});
+    rig.observe_until("running", |rig| rig.mode() == Mode::Running);
+    let reply = rig.bus.call_trigger("pusht/takeover").unwrap().expect("a reply");
+    assert!(reply.success);
+    rig.observe_until("taken over", |rig| rig.mode() == Mode::Warmup);
+    let from = clock::now() + 50 * MILLISECOND;
+    let mut more = 0;
+    rig.observe_until("ten more observations", |_| {
+        more += 1;
+        more > 10
+    });
+    assert_eq!(rig.since(from), [], "commands while an operator is in charge");
+    let publisher = rig.bus.publisher("pusht/handback", &interface::EMPTY, Traffic::Control).unwrap();
+    publisher.put_bare(b"").unwrap();
+    let back = rig.observe_until("running again", |rig| rig.mode() == Mode::Running);
+    println!("hand-back: running after {:.1} ms", millis(back));
+    let (report, received) = rig.end();
+    assert!(report.counts.of(Outcome::TakenOver) > 10, "{report:#?}");
+    assert_sound(&received);
 }

@@ -2,11 +2,7 @@
 //!
 //! One test, so that nothing else runs beside it in this process.
 
-#![allow(unsafe_code, reason = "an allocator can only be written with unsafe code")]
-
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use refrain_policies::config::Architecture;
 use refrain_policies::package::Dtype;
@@ -15,47 +11,15 @@ use refrain_policies::schedule::Schedule;
 use refrain_runtime::engine::Engine;
 use refrain_runtime::engine::cpu::CpuEngine;
 use refrain_runtime::policy::{Policy, Prediction};
+use refrain_tests::counting::{Counting, assert_counting, calls};
 use refrain_tests::random::{self, Random};
-
-/// Counts calls and passes them on.
-struct Counting;
-
-static CALLS: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call goes to the system's allocator with the arguments as they came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        CALLS.fetch_add(1, Ordering::SeqCst);
-        // SAFETY: the caller's contract.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        CALLS.fetch_add(1, Ordering::SeqCst);
-        // SAFETY: the caller's contract.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        CALLS.fetch_add(1, Ordering::SeqCst);
-        // SAFETY: the caller's contract.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Calls of the allocator, on any thread, while `work` runs.
-fn calls(work: impl FnOnce()) -> usize {
-    let before = CALLS.load(Ordering::SeqCst);
-    work();
-    CALLS.load(Ordering::SeqCst) - before
-}
-
 #[test]
 fn inference_does_not_touch_the_allocator() {
-    assert!(calls(|| drop(std::hint::black_box(vec![1u8; 100]))) >= 2, "the allocator does not count");
+    assert_counting();
     let architecture = Architecture {
         layers: 2,
         heads: 2,

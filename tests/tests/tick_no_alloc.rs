@@ -3,49 +3,21 @@
 //!
 //! One test, so that nothing else runs beside it in this process.
 
-#![allow(unsafe_code, reason = "an allocator can only be written with unsafe code")]
-
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use refrain_runtime::bus::robot::Signals;
-use refrain_runtime::chunk::{Chunk, Interpolation};
+use refrain_runtime::chunk::{Chunk, Interpolation, Path};
 use refrain_runtime::clock::{self, MILLISECOND, SECOND, Time};
 use refrain_runtime::control::{Command, Control, ControlConfig, Late, Mode, Observed};
 use refrain_runtime::daemon::control_loop::ControlLoop;
 use refrain_runtime::events;
 use refrain_runtime::mailbox::mailbox;
+use refrain_runtime::pose::Rotation;
 use refrain_runtime::report::ControlTally;
 use refrain_runtime::safety::{Kind, Limits, Outside};
 use refrain_runtime::threads::Waker;
-
-/// Counts calls and passes them on.
-struct Counting;
-
-static CALLS: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call goes to the system's allocator with the arguments as they came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        CALLS.fetch_add(1, Ordering::SeqCst);
-        // SAFETY: the caller's contract.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        CALLS.fetch_add(1, Ordering::SeqCst);
-        // SAFETY: the caller's contract.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        CALLS.fetch_add(1, Ordering::SeqCst);
-        // SAFETY: the caller's contract.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
+use refrain_tests::counting::{Counting, assert_counting, calls};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -58,21 +30,23 @@ const JOINTS: usize = 7;
 
 #[test]
 fn a_tick_does_not_touch_the_allocator() {
-    let before = CALLS.load(Ordering::SeqCst);
-    drop(std::hint::black_box(vec![1u8; 100]));
-    assert!(CALLS.load(Ordering::SeqCst) - before >= 2, "the allocator does not count");
-
+    assert_counting();
     let limits = Limits { kind: Kind::Position, position: [-1.0, 1.0], velocity: 2.0, acceleration: 20.0 };
+    let kind = Kind::Discrete { below: -0.1, above: 0.1 };
+    let gripper = Limits { kind, velocity: 0.0, acceleration: 0.0, ..limits };
     let config = ControlConfig {
         period: PERIOD,
-        interpolation: Interpolation::Linear,
+        path: Path {
+            interpolation: Interpolation::Cubic,
+            rotations: vec![Rotation::Quaternion([2, 3, 4, 5])],
+        },
         chunk_deadline: 200 * MILLISECOND,
         late: Late::Continue,
         max_chunk_age: STEPS as i64 * ACTION,
         max_observation_age: 50 * MILLISECOND,
         command_validity: 10 * MILLISECOND,
         outside: Outside::Clamp,
-        limits: vec![limits; JOINTS],
+        limits: [vec![limits; JOINTS - 1], vec![gripper]].concat(),
     };
     let (mut chunks, chunks_in) = mailbox(&Chunk::none(STEPS, JOINTS, ACTION));
     let (mut observed, observed_in) = mailbox(&Observed::NONE);
@@ -114,16 +88,23 @@ fn a_tick_does_not_touch_the_allocator() {
         if tick % 5000 == 3333 {
             signals.stop();
         }
+        match tick % 7000 {
+            2000 => signals.take_over(),
+            2300 => signals.hand_back(),
+            _ => {}
+        }
         if tick % 5000 == 4500 {
             signals.reset();
         }
 
-        let before = CALLS.load(Ordering::SeqCst);
-        let command = control_loop.tick(now);
-        control_loop.record(&command, now, now, clock::now(), 0);
-        counted += CALLS.load(Ordering::SeqCst) - before;
+        let mut mode = None;
+        counted += calls(|| {
+            let ticked = control_loop.tick(now);
+            control_loop.record(&ticked, now, now, clock::now(), 0);
+            mode = Some(ticked.command.mode as u8);
+        });
 
-        modes.insert(command.mode as u8);
+        modes.extend(mode);
         if tick % 100 == 0 {
             while drain.take().is_some() {}
             commands_out.take();

@@ -12,7 +12,20 @@ use crate::config::PolicyConfig;
 use crate::sampler::SamplerStep;
 use crate::schedule::{self, Schedule};
 
-pub(super) fn compile(config: &PolicyConfig, schedule: &Schedule, traced: bool) -> Result<Plan, PlanError> {
+/// What a plan has besides the computation.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Options {
+    /// Probes.
+    pub(super) traced: bool,
+    /// Room for known actions.
+    pub(super) known: bool,
+}
+
+pub(super) fn compile(
+    config: &PolicyConfig,
+    schedule: &Schedule,
+    options: Options,
+) -> Result<Plan, PlanError> {
     let a = &config.architecture;
     let samplers = config.sampler.steps();
     if schedule.steps() != samplers.len() {
@@ -35,7 +48,7 @@ pub(super) fn compile(config: &PolicyConfig, schedule: &Schedule, traced: bool) 
     let mut b = Builder {
         config,
         shape,
-        traced,
+        traced: options.traced,
         ops: Vec::new(),
         matrices: Vec::new(),
         vectors: Vec::new(),
@@ -47,13 +60,14 @@ pub(super) fn compile(config: &PolicyConfig, schedule: &Schedule, traced: bool) 
     let observation = b.buffer(shape.n_obs_steps, shape.observed);
     let trajectory = b.buffer(shape.tokens, shape.denoised);
     let impose = (!a.obs_as_cond).then_some(observation);
+    let known = options.known.then(|| b.buffer(shape.tokens, 1 + shape.actions));
 
     let mut condition = b.condition_of_time(&samplers);
     let load = std::mem::take(&mut b.ops);
     b.condition_of_observation(&mut condition, observation);
     let observe = std::mem::take(&mut b.ops);
-    b.ops.push(Op::Start { trajectory, impose });
-    trunk::denoise(&mut b, condition, trajectory, impose, samplers, schedule);
+    b.ops.push(Op::Start { trajectory, impose, known, signal: config.sampler.start_signal() });
+    trunk::denoise(&mut b, condition, trunk::Ends { trajectory, impose, known }, samplers, schedule);
     let denoise = std::mem::take(&mut b.ops);
     let Builder { matrices, vectors, buffers, probes, .. } = b;
     let mut plan = Plan {
@@ -68,6 +82,7 @@ pub(super) fn compile(config: &PolicyConfig, schedule: &Schedule, traced: bool) 
         denoise,
         observation,
         trajectory,
+        known,
         probes,
     };
     place::drop_dead(&mut plan);

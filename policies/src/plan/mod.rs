@@ -45,6 +45,9 @@ pub struct Plan {
     pub observation: View,
     /// Where the trajectory starts and ends up, `[T, N]`.
     pub trajectory: View,
+    /// Where known actions go, `[T, 1 + A]`, if compiled with [`Plan::joining`]: a token whose first number is not 0 has
+    /// the normalised actions that follow it.
+    pub known: Option<View>,
     /// Values kept for inspection; empty unless compiled with [`Plan::traced`].
     pub probes: Vec<Probe>,
 }
@@ -240,6 +243,8 @@ pub struct Head {
     pub trajectory: View,
     /// The observation `[To, O]` imposed on columns A.. of the first To tokens, when inpainting.
     pub impose: Option<View>,
+    /// Actions `[T, 1 + A]` imposed at the noise level of the step's result, with row 0 of the noise; see [`Plan::known`].
+    pub known: Option<View>,
     /// `[T, N]`: the denoiser's output, kept when traced.
     pub model: Option<View>,
 }
@@ -267,12 +272,16 @@ pub enum Op {
         /// `[K, D]`.
         output: View,
     },
-    /// Row 0 of the noise becomes the trajectory; the observation is imposed when inpainting.
+    /// Row 0 of the noise becomes the trajectory; observation and known actions are imposed as in [`Head`].
     Start {
         /// `[T, N]`.
         trajectory: View,
         /// As in [`Head`].
         impose: Option<View>,
+        /// As in [`Head`].
+        known: Option<View>,
+        /// Share of a clean trajectory at the first timestep.
+        signal: f32,
     },
     /// Matrix product with what surrounds it.
     Linear(Linear),
@@ -336,12 +345,18 @@ pub enum PlanError {
 impl Plan {
     /// Compiles a checked configuration (its sampler included) and a schedule.
     pub fn compile(config: &PolicyConfig, schedule: &Schedule) -> Result<Self, PlanError> {
-        build::compile(config, schedule, false)
+        build::compile(config, schedule, build::Options::default())
+    }
+
+    /// The same with room for known actions: those of a token stay, noised to the level of each step with row 0 of the
+    /// noise, and the others are denoised to join them. With none known, it is the same computation.
+    pub fn joining(config: &PolicyConfig, schedule: &Schedule) -> Result<Self, PlanError> {
+        build::compile(config, schedule, build::Options { known: true, ..build::Options::default() })
     }
 
     /// The same computation, keeping every block's output, the condition tokens and the denoiser's outputs.
     pub fn traced(config: &PolicyConfig, schedule: &Schedule) -> Result<Self, PlanError> {
-        build::compile(config, schedule, true)
+        build::compile(config, schedule, build::Options { traced: true, ..build::Options::default() })
     }
 
     /// All operations in order of execution.

@@ -9,7 +9,9 @@ const ALIGN: usize = 16;
 pub(super) fn touched(op: &Op) -> (Vec<View>, Vec<View>) {
     match op {
         Op::Timesteps { output, .. } => (vec![], vec![*output]),
-        Op::Start { trajectory, impose } => (impose.iter().copied().collect(), vec![*trajectory]),
+        Op::Start { trajectory, impose, known, .. } => {
+            (impose.iter().chain(known).copied().collect(), vec![*trajectory])
+        }
         Op::Linear(l) => (
             std::iter::once(l.input).chain(l.residual).collect(),
             l.output.into_iter().chain(l.residual).collect(),
@@ -34,7 +36,7 @@ pub(super) fn touched(op: &Op) -> (Vec<View>, Vec<View>) {
 
 fn head_touched(h: &Head) -> (Vec<View>, Vec<View>) {
     (
-        [h.input, h.trajectory].into_iter().chain(h.impose).collect(),
+        [h.input, h.trajectory].into_iter().chain(h.impose).chain(h.known).collect(),
         std::iter::once(h.trajectory).chain(h.model).collect(),
     )
 }
@@ -93,6 +95,9 @@ pub(super) fn place(plan: &mut Plan) {
     }
     extend(plan.observation.buffer, 0, end);
     extend(plan.trajectory.buffer, 0, end);
+    if let Some(known) = plan.known {
+        extend(known.buffer, 0, end);
+    }
     for probe in &plan.probes {
         extend(probe.view.buffer, 0, end);
     }

@@ -8,6 +8,7 @@
 
 pub mod attachment;
 pub mod cdr;
+mod claim;
 pub mod health;
 pub mod interface;
 mod latched;
@@ -22,6 +23,7 @@ use serde_json::json;
 use zenoh::Wait;
 use zenoh::liveliness::LivelinessToken;
 
+pub use self::claim::Claim;
 pub use crate::config::{BusSection, Convention};
 pub use service::Service;
 pub use topic::{Message, Publisher, Subscription, Traffic};
@@ -51,6 +53,14 @@ pub enum BusError {
     /// The session cannot be opened.
     #[error("zenoh session: {0}; is the endpoint free, and the peer up?")]
     Open(String),
+    /// Another daemon commands this robot.
+    #[error("{topic:?} is commanded by the zenoh session {who} already; stop that one first")]
+    Claimed {
+        /// The topic.
+        topic: String,
+        /// The other session.
+        who: String,
+    },
     /// A publisher, subscriber or queryable cannot be declared.
     #[error("zenoh key {key:?}: {reason}")]
     Declare {

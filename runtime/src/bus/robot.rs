@@ -7,7 +7,7 @@ use super::attachment::Validity;
 use super::interface::{self, Interface};
 use super::names::Qos;
 use super::service::Answer;
-use super::{Bus, BusError, Message, Publisher, Service, Subscription, Traffic, cdr};
+use super::{Bus, BusError, Claim, Message, Publisher, Service, Subscription, Traffic, cdr};
 use crate::chunk::Chunk;
 use crate::clock::{Nanos, Reading, Wall};
 use crate::config::fields::Stamped;
@@ -26,6 +26,7 @@ const SHORTEST_TURN: f64 = 1e-6;
 pub struct Signals {
     stops: AtomicU64,
     resets: AtomicU64,
+    operator: AtomicBool,
     mode: AtomicU8,
     ended: AtomicBool,
 }
@@ -39,6 +40,7 @@ pub struct Inlet {
 
 /// Sends commands.
 pub struct Outlet {
+    _claims: Vec<Claim>,
     command: Option<Publisher>,
     writing: CommandWriting,
     trajectory: Option<Publisher>,
@@ -76,6 +78,21 @@ impl Signals {
     /// Resets asked for so far.
     pub fn resets(&self) -> u64 {
         self.resets.load(Ordering::Acquire)
+    }
+
+    /// An operator takes the robot over.
+    pub fn take_over(&self) {
+        self.operator.store(true, Ordering::Release);
+    }
+
+    /// The operator hands it back.
+    pub fn hand_back(&self) {
+        self.operator.store(false, Ordering::Release);
+    }
+
+    /// Whether an operator is in charge.
+    pub fn operator(&self) -> bool {
+        self.operator.load(Ordering::Acquire)
     }
 
     /// Tells the mode after a tick.
@@ -140,6 +157,8 @@ impl Inlet {
         for (topic, ask, answer) in [
             (&robot.stop_topic, Signals::stop as fn(&Signals), "stop latched"),
             (&robot.reset_topic, Signals::reset, "reset asked for"),
+            (&robot.takeover_topic, Signals::take_over, "the robot is yours"),
+            (&robot.handback_topic, Signals::hand_back, "the policy goes on from where the robot is"),
         ] {
             let told = Arc::clone(signals);
             subscriptions.push(bus.subscribe(topic, &interface::EMPTY, Qos::DEFAULT, move |_| ask(&told))?);
@@ -202,10 +221,13 @@ impl Shared {
 impl Outlet {
     /// Declares the robot's publishers.
     pub fn open(bus: &Bus, robot: &Robot) -> Result<Self, BusError> {
+        let topics = robot.command_topic.iter().chain(&robot.trajectory_topic);
+        let claims = topics.map(|topic| bus.claim(topic)).collect::<Result<_, _>>()?;
         let publisher = |topic: &Option<String>, interface: &Interface| {
             topic.as_ref().map(|topic| bus.publisher(topic, interface, Traffic::Control)).transpose()
         };
         Ok(Self {
+            _claims: claims,
             command: publisher(&robot.command_topic, robot.command.interface())?,
             writing: robot.command.clone(),
             trajectory: publisher(&robot.trajectory_topic, &interface::JOINT_TRAJECTORY)?,

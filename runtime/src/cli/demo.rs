@@ -9,6 +9,7 @@ use super::statistics::timing;
 use super::{Outcome, say};
 use crate::builtin;
 use crate::demo::{self, DemoOptions, DemoReport};
+use crate::ladder::Rungs;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -31,6 +32,9 @@ pub(super) struct Args {
     /// Animated picture of the episode to write.
     #[arg(long, value_name = "FILE", default_value = "demo.svg")]
     picture: PathBuf,
+    /// Record what the policy's side saw and decided, for `refrain replay` and Foxglove.
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
 }
 
 impl Args {
@@ -50,10 +54,11 @@ impl Args {
             seed: self.seed,
             speed: self.speed,
             picture: Some(self.picture),
+            record: self.record,
             ..DemoOptions::default()
         };
         let progress = Progress::new();
-        let report = demo::run(&options, policy, |p| {
+        let report = demo::run(&options, Rungs::one(policy, &selected.name), |p| {
             let bar = "#".repeat((p.score * 30.0) as usize);
             progress.show(format_args!(
                 "step {:>3} of {}  goal covered {:>5.1} %  score {:.3} [{bar:<30}] {:?}",

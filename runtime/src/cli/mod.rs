@@ -10,14 +10,23 @@ mod doctor;
 mod evaluate;
 mod import;
 mod infer;
+#[cfg(feature = "pusht")]
+mod jitter;
 mod plan;
 mod progress;
+mod replay;
 #[cfg(feature = "pusht")]
 mod report;
 mod run;
+mod rungs;
+#[cfg(feature = "pusht")]
+mod seams;
 mod selection;
+#[cfg(feature = "pusht")]
+mod soak;
 mod statistics;
 mod tensors;
+mod top;
 
 use std::process::ExitCode;
 
@@ -43,6 +52,13 @@ enum Command {
     Run(run::Args),
     /// Explain a robot's configuration and find what does not fit, before anything moves.
     Check(check::Args),
+    /// Run the demo over and over in real time, and fail if memory grows.
+    #[cfg(feature = "pusht")]
+    Soak(soak::Args),
+    /// Watch a running daemon on one screen.
+    Top(top::Args),
+    /// Compute a recorded run again and compare it byte by byte.
+    Replay(replay::Args),
     /// Turn a PyTorch checkpoint into a policy package, without Python.
     Import(import::Args),
     /// Predict action chunks for observations in a file.
@@ -51,8 +67,9 @@ enum Command {
     Plan(plan::Args),
     /// Make a cache schedule from recorded observations.
     Calibrate(calibrate::Args),
-    /// Time a policy on this machine, beside the floor that the machine sets.
-    Bench(bench::Args),
+    /// Time a policy on this machine, beside the floor that the machine sets; or measure how chunks join.
+    #[command(args_conflicts_with_subcommands = true)]
+    Bench(Benches),
     /// Show what this machine offers, what is chosen and why, and test every engine.
     Doctor(doctor::Args),
     /// Score a policy over many episodes.
@@ -61,6 +78,38 @@ enum Command {
     /// Compare schedules with the full policy and with DDIM at equal computations; writes one page.
     #[cfg(feature = "pusht")]
     Report(report::Args),
+}
+
+#[derive(clap::Args)]
+struct Benches {
+    #[command(subcommand)]
+    other: Option<Bench>,
+    #[command(flatten)]
+    policy: Option<bench::Args>,
+}
+
+/// Benchmarks of something else than a policy's time.
+#[derive(Subcommand)]
+enum Bench {
+    /// Jump, jerk and score where one chunk follows another, per way of joining and added inference delay.
+    #[cfg(feature = "pusht")]
+    Seams(seams::Args),
+    /// How late the control loop wakes, beside cyclictest.
+    #[cfg(feature = "pusht")]
+    Loop(jitter::Args),
+}
+
+impl Benches {
+    fn run(self) -> Outcome {
+        match (self.other, self.policy) {
+            #[cfg(feature = "pusht")]
+            (Some(Bench::Seams(args)), _) => args.run(),
+            #[cfg(feature = "pusht")]
+            (Some(Bench::Loop(args)), _) => args.run(),
+            (None, Some(args)) => args.run(),
+            (None, None) => Err("expected a policy package; see `refrain bench --help`".into()),
+        }
+    }
 }
 
 /// Prints a line; a reader that has gone away ends the program quietly.
@@ -95,6 +144,10 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => args.run(),
         Command::Run(args) => args.run(),
         Command::Check(args) => args.run(),
+        Command::Replay(args) => args.run(),
+        Command::Top(args) => args.run(),
+        #[cfg(feature = "pusht")]
+        Command::Soak(args) => args.run(),
         #[cfg(feature = "pusht")]
         Command::Demo(args) => args.run(),
         #[cfg(feature = "pusht")]

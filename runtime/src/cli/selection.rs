@@ -100,6 +100,17 @@ impl SamplerArgs {
         package.config.default_schedule.clone().filter(|_| !self.given())
     }
 
+    /// What [`SamplerConfig::label`] says.
+    pub(super) fn parse_label(label: &str) -> Option<Self> {
+        let (kind, steps) = label.split_at_checked(4)?;
+        let sampler = Some(match kind {
+            "ddpm" => Kind::Ddpm,
+            "ddim" => Kind::Ddim,
+            _ => return None,
+        });
+        Some(Self { sampler, steps: Some(steps.parse().ok()?) })
+    }
+
     fn given(&self) -> bool {
         self.sampler.is_some() || self.steps.is_some()
     }
@@ -114,6 +125,8 @@ pub(super) struct Selected {
     pub(super) schedule: Schedule,
     /// [`FULL`] or the schedule's name.
     pub(super) name: String,
+    /// Whether chunks are inpainted.
+    pub(super) joining: bool,
 }
 
 impl Selected {
@@ -132,7 +145,7 @@ impl Selected {
                 return Err(SelectionError::Sampler { problems }.into());
             }
             let schedule = Schedule::full(&config.architecture, config.sampler.inference_steps);
-            return Ok(Self { package, config, schedule, name: FULL.into() });
+            return Ok(Self { package, config, schedule, name: FULL.into(), joining: false });
         }
         let known = ScheduleFile::names(folder)?;
         if !known.iter().any(|name| name == schedule) {
@@ -159,12 +172,13 @@ impl Selected {
         }
         config.sampler = file.sampler.clone();
         let schedule = file.check(&config, &package.weights_sha256())?;
-        Ok(Self { package, config, schedule, name: name.into() })
+        Ok(Self { package, config, schedule, name: name.into(), joining: false })
     }
 
     /// The compiled plan.
     pub(super) fn plan(&self) -> Result<Arc<Plan>, Box<dyn std::error::Error>> {
-        Ok(Arc::new(Plan::compile(&self.config, &self.schedule)?))
+        let compile = if self.joining { Plan::joining } else { Plan::compile };
+        Ok(Arc::new(compile(&self.config, &self.schedule)?))
     }
 
     /// A policy on an engine of its own.

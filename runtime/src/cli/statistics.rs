@@ -34,6 +34,14 @@ pub(super) fn timing(report: &Report, real_time: bool) {
         report.commands_failed,
         report.observations
     );
+    if report.engines_lost + report.steps_down + report.steps_up > 0 {
+        say!(
+            "plans           {} steps to a faster one, {} to a better one, {} engines lost",
+            report.steps_down,
+            report.steps_up,
+            report.engines_lost
+        );
+    }
     for (refusal, count) in observation::Refusal::ALL.iter().zip(report.refused).filter(|(_, n)| *n > 0) {
         say!("observations refused as {refusal:?}: {count}");
     }

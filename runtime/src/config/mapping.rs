@@ -128,6 +128,13 @@ pub struct BusSection {
     /// The same for the reset. Default `<name>/reset`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reset_topic: Option<String>,
+    /// Anything put here puts an operator in charge: the robot gets no command until the hand-back. Default
+    /// `<name>/takeover`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub takeover_topic: Option<String>,
+    /// Anything put here hands the robot back, wherever it is then. Default `<name>/handback`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handback_topic: Option<String>,
     /// A `std_srvs/SetBool` service: true resets, false stops. Default `<name>/enable`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_service: Option<String>,

@@ -8,10 +8,13 @@ use super::{
     KindChoice, MessageKind, MessageReading, Robot, RobotConfig, StampChoice, Topic, TopicSection,
 };
 use crate::bus::names::is_ros_name;
-use crate::chunk::Interpolation;
+use crate::chunk::{Interpolation, Path};
 use crate::clock::{self, from_millis};
 use crate::control::{ControlConfig, Late};
+use crate::join::Join;
 use crate::observation::{IntakeConfig, Part, Start};
+use crate::planner::Replan;
+use crate::pose::Rotation;
 use crate::safety::{Kind, Limits, MAX_JOINTS};
 use crate::threads::Scheduling;
 
@@ -23,15 +26,28 @@ impl RobotConfig {
         let (topics, parts) = self.topics(policy, &mut found);
         let (limits, starts) = self.action.joints(policy, &mut found);
         let command = self.action.command(policy, &mut found);
+        let rotations = self.action.rotations(policy, &mut found);
         if !found.is_empty() {
             return Err(ConfigError::Problems(found));
         }
         let action_period = clock::period(policy.rate_hz);
         let architecture = &policy.architecture;
         let replan_after = self.chunk.replan_after.unwrap_or(architecture.n_action_steps);
+        let replan = match self.chunk.replan_hz {
+            _ if self.chunk.replan_always => Replan::Always,
+            Some(rate) => Replan::Every(clock::period(rate)),
+            None => Replan::After(replan_after),
+        };
         let steps = architecture.tokens() - architecture.executed().start;
         let end = steps as i64 * action_period;
         let default_deadline = (replan_after as i64 + 2) * action_period;
+        let deadline = self.chunk.deadline_ms.map_or(default_deadline, from_millis);
+        // A chunk is executed until the one after it is ready.
+        let budget = match replan {
+            Replan::After(actions) => deadline - actions as i64 * action_period,
+            Replan::Every(span) => span.min(deadline - span),
+            Replan::Always => deadline / 2,
+        };
         let named =
             |topic: &Option<String>, default| topic.clone().unwrap_or(format!("{}/{default}", self.name));
         let joint = |name: &String| self.action.find(name).and_then(|j| j.joint.clone());
@@ -41,8 +57,8 @@ impl RobotConfig {
             episode: 0,
             control: ControlConfig {
                 period: clock::period(self.control.rate_hz),
-                interpolation: self.control.interpolation,
-                chunk_deadline: self.chunk.deadline_ms.map_or(default_deadline, from_millis),
+                path: Path { interpolation: self.control.interpolation, rotations },
+                chunk_deadline: deadline,
                 late: self.chunk.late.unwrap_or(Late::Continue),
                 max_chunk_age: end,
                 max_observation_age: from_millis(self.observation.max_age_ms),
@@ -52,7 +68,9 @@ impl RobotConfig {
             },
             scheduling: Scheduling { priority: self.control.priority, cpu: self.control.cpu },
             lock_memory: self.control.lock_memory,
-            replan_after,
+            replan,
+            join: self.chunk.join,
+            budget,
             action_period,
             intake: IntakeConfig {
                 size: policy.observation.size(),
@@ -70,6 +88,8 @@ impl RobotConfig {
             trajectory_topic: self.action.trajectory_topic.clone(),
             stop_topic: named(&self.bus.stop_topic, "stop"),
             reset_topic: named(&self.bus.reset_topic, "reset"),
+            takeover_topic: named(&self.bus.takeover_topic, "takeover"),
+            handback_topic: named(&self.bus.handback_topic, "handback"),
             enable_service: named(&self.bus.enable_service, "enable"),
             diagnostics_topic: self.bus.diagnostics_topic.clone().unwrap_or("diagnostics".into()),
             mode_topic: named(&self.bus.mode_topic, "mode"),
@@ -110,6 +130,21 @@ impl RobotConfig {
                 format!("chunk.replan_after: expected 1 to the policy's {steps} predicted actions, got {n}"),
             );
         }
+        if let Some(rate) = self.chunk.replan_hz {
+            expect(
+                rate > 0.0 && rate <= 1000.0,
+                format!("chunk.replan_hz: expected more than 0 and at most 1000, got {rate}"),
+            );
+        }
+        let given =
+            [self.chunk.replan_after.is_some(), self.chunk.replan_hz.is_some(), self.chunk.replan_always];
+        expect(
+            given.iter().filter(|given| **given).count() <= 1,
+            "chunk: expected one of replan_after, replan_hz and replan_always".into(),
+        );
+        if let Join::Ensemble { decay } = self.chunk.join {
+            expect(decay.is_finite(), format!("chunk.join.decay: expected a finite number, got {decay}"));
+        }
         if let Some(deadline) = self.chunk.deadline_ms {
             expect(a_span(deadline), format!("chunk.deadline_ms: expected 0.001 to 1e9, got {deadline}"));
         }
@@ -133,6 +168,18 @@ impl RobotConfig {
             "control.interpolation: trajectory_topic needs \"linear\", as the controller interpolates so"
                 .into(),
         );
+        if let Some(record) = &self.record {
+            expect(
+                record.file_mb > 0 && record.file_mb <= 1 << 20 && record.files > 0,
+                "record: expected file_mb from 1 to 1048576, and files above 0".into(),
+            );
+        }
+        if let Some(metrics) = &self.metrics {
+            expect(
+                metrics.listen.ip().is_loopback(),
+                format!("metrics.listen: expected a loopback address, got {}", metrics.listen),
+            );
+        }
         expect(
             self.bus.zenoh.is_none() || self.bus.zenoh_file.is_none(),
             "bus: expected zenoh or zenoh_file, got both".into(),
@@ -155,6 +202,8 @@ impl RobotConfig {
             ("bus.enable_service", self.bus.enable_service.as_ref()),
             ("bus.diagnostics_topic", self.bus.diagnostics_topic.as_ref()),
             ("bus.mode_topic", self.bus.mode_topic.as_ref()),
+            ("bus.takeover_topic", self.bus.takeover_topic.as_ref()),
+            ("bus.handback_topic", self.bus.handback_topic.as_ref()),
         ]) {
             let Some(topic) = topic else { continue };
             let bare = topic.trim_matches('/');
@@ -273,6 +322,27 @@ impl ActionSection {
         self.joints.iter().find(|joint| joint.name == name)
     }
 
+    fn rotations(&self, policy: &PolicyConfig, found: &mut Vec<String>) -> Vec<Rotation> {
+        let mut seen: Vec<&String> = Vec::new();
+        let mut rotations = Vec::new();
+        for names in &self.rotations {
+            let place = |name: &String| policy.action.names.iter().position(|known| known == name);
+            let places: Vec<usize> = names.iter().filter_map(place).collect();
+            match Rotation::of(&places) {
+                Some(rotation) if names.len() == places.len() => rotations.push(rotation),
+                _ => found.push(format!(
+                    "action.rotations: expected six or four of the policy's actions, got {}",
+                    names.join(", ")
+                )),
+            }
+            if let Some(name) = names.iter().find(|name| seen.contains(name)) {
+                found.push(format!("action.rotations: {name:?} stands twice"));
+            }
+            seen.extend(names);
+        }
+        rotations
+    }
+
     fn joints(&self, policy: &PolicyConfig, found: &mut Vec<String>) -> (Vec<Limits>, Vec<Start>) {
         let names = &policy.action.names;
         if names.len() > MAX_JOINTS {
@@ -343,12 +413,18 @@ impl JointSection {
         let kind = match self.kind {
             KindChoice::Position => Kind::Position,
             KindChoice::Velocity => Kind::Velocity,
+            KindChoice::Discrete => self.discrete(&key, found),
         };
+        if self.thresholds.is_some() && self.kind != KindChoice::Discrete {
+            found.push(format!("{key}.thresholds: belong to discrete joints only; leave them out"));
+        }
         match (kind, self.position) {
-            (Kind::Position, None) => {
+            (Kind::Position | Kind::Discrete { .. }, None) => {
                 found.push(format!("{key}: position limits are missing; give position = [low, high]"));
             }
-            (Kind::Position, Some([low, high])) if !(low < high && low.is_finite() && high.is_finite()) => {
+            (Kind::Position | Kind::Discrete { .. }, Some([low, high]))
+                if !(low < high && low.is_finite() && high.is_finite()) =>
+            {
                 found.push(format!("{key}.position: expected low < high, got [{low}, {high}]"));
             }
             (Kind::Velocity, Some(_)) => {
@@ -357,7 +433,11 @@ impl JointSection {
             _ => {}
         }
         for (part, value) in [("velocity", self.velocity), ("acceleration", self.acceleration)] {
-            if !(value > 0.0 && value.is_finite()) {
+            if self.kind == KindChoice::Discrete {
+                if value != 0.0 {
+                    found.push(format!("{key}.{part}: a discrete joint has none; leave it out"));
+                }
+            } else if !(value > 0.0 && value.is_finite()) {
                 found.push(format!("{key}.{part}: expected a finite number above 0, got {value}"));
             }
         }
@@ -367,6 +447,14 @@ impl JointSection {
             velocity: self.velocity,
             acceleration: self.acceleration,
         }
+    }
+
+    fn discrete(&self, key: &str, found: &mut Vec<String>) -> Kind {
+        let [below, above] = self.thresholds.unwrap_or([f64::NAN; 2]);
+        if !(below < above && below.is_finite() && above.is_finite()) {
+            found.push(format!("{key}.thresholds: expected two numbers, the first below the second"));
+        }
+        Kind::Discrete { below, above }
     }
 
     fn start(&self, policy: &PolicyConfig, found: &mut Vec<String>) -> Start {

@@ -3,6 +3,8 @@
 use refrain_policies::config::PolicyConfig;
 
 use super::*;
+use crate::join::Join;
+use crate::planner::Replan;
 
 const EXAMPLE: &str = include_str!("../../../examples/pusht/robot.toml");
 const POLICY: &str = include_str!("../../../policies/pusht-small/policy.toml");
@@ -30,7 +32,7 @@ fn the_example_resolves() {
     let robot = RobotConfig::parse(EXAMPLE).unwrap().resolve(&policy()).unwrap();
     assert_eq!(robot.control.period, 10_000_000);
     assert_eq!(robot.action_period, 100_000_000);
-    assert_eq!(robot.replan_after, 8);
+    assert_eq!(robot.replan, Replan::After(8));
     assert_eq!((robot.intake.size, robot.intake.steps), (20, 2));
     assert_eq!(robot.control.max_chunk_age, 1_500_000_000, "15 predicted actions from the observation on");
     assert_eq!((robot.stop_topic.as_str(), robot.reset_topic.as_str()), ("pusht/stop", "pusht/reset"));
@@ -96,7 +98,44 @@ fn limits_are_required() {
         &["action.joints: \"target_y\" has no limits", "action.joints \"target_x\": position limits"],
     );
     let without = EXAMPLE.replace("acceleration = 4000000.0\n", "");
-    assert!(RobotConfig::parse(&without).unwrap_err().to_string().contains("acceleration"));
+    assert_named(
+        &problems(&RobotConfig::parse(&without).unwrap()),
+        &["action.joints \"target_x\".acceleration", "action.joints \"target_y\".acceleration"],
+    );
+}
+
+#[test]
+fn joins_rotations_and_discrete_joints_are_checked() {
+    let mut config = RobotConfig::parse(EXAMPLE).unwrap();
+    config.chunk.replan_hz = Some(f64::NAN);
+    config.chunk.replan_always = true;
+    config.chunk.join = Join::Ensemble { decay: f64::NAN };
+    config.action.rotations = vec![vec!["target_x".into(), "target_y".into()]];
+    config.action.joints[0].thresholds = Some([0.3, 0.7]);
+    config.action.joints[1].kind = KindChoice::Discrete;
+    config.action.joints[1].thresholds = Some([0.7, 0.3]);
+    assert_named(
+        &problems(&config),
+        &[
+            "chunk.replan_hz",
+            "chunk: expected one of",
+            "chunk.join.decay",
+            "action.joints \"target_x\".thresholds",
+            "action.joints \"target_y\".thresholds",
+            "action.joints \"target_y\".velocity",
+            "action.joints \"target_y\".acceleration",
+            "action.rotations: expected six or four",
+        ],
+    );
+    let joint = &mut config.action.joints[1];
+    (joint.velocity, joint.acceleration, joint.thresholds) = (0.0, 0.0, Some([0.3, 0.7]));
+    config.action.joints[0].thresholds = None;
+    config.action.rotations.clear();
+    config.chunk = toml::from_str("replan_hz = 5.0\njoin = { mode = \"ensemble\" }").unwrap();
+    let robot = config.resolve(&policy()).unwrap();
+    assert_eq!(robot.replan, Replan::Every(200 * crate::clock::MILLISECOND));
+    assert_eq!(robot.join, Join::Ensemble { decay: 0.01 });
+    assert_eq!(robot.control.limits[1].kind, safety::Kind::Discrete { below: 0.3, above: 0.7 });
 }
 
 #[test]

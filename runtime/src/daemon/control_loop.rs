@@ -9,10 +9,19 @@ use crate::bus::robot::Signals;
 use crate::chunk::Chunk;
 use crate::clock::{self, Nanos, Ticker, Time};
 use crate::control::{Command, Control, Inputs, Observed};
-use crate::events::{Recorder, Tick};
+use crate::events::{Recorder, Seen, Tick};
 use crate::mailbox::{Receiver, Sender};
 use crate::report::ControlTally;
 use crate::threads::Waker;
+
+/// What a tick decided, and what it saw.
+#[derive(Clone, Copy, Debug)]
+pub struct Ticked {
+    /// The decision.
+    pub command: Command,
+    /// What it was made from.
+    pub seen: Seen,
+}
 
 /// The control loop with everything that it touches.
 pub struct ControlLoop {
@@ -45,34 +54,31 @@ impl ControlLoop {
             let due = ticker.deadline();
             clock::sleep_until(due);
             let woke = clock::now();
-            let command = self.tick(woke);
+            let ticked = self.tick(woke);
             let done = clock::now();
             let missed = ticker.advance(done);
-            self.record(&command, due, woke, done, missed);
+            self.record(&ticked, due, woke, done, missed);
         }
     }
 
     /// One tick: reads what is newest, decides, hands the command on.
-    pub fn tick(&mut self, now: Time) -> Command {
+    pub fn tick(&mut self, now: Time) -> Ticked {
         self.chunks.take();
         self.observed.take();
-        let command = self.control.step(
-            now,
-            &Inputs {
-                chunk: self.chunks.latest(),
-                observed: self.observed.latest(),
-                stops: self.signals.stops(),
-                resets: self.signals.resets(),
-            },
-        );
+        let (chunk, observed) = (self.chunks.latest(), self.observed.latest());
+        let (stops, resets) = (self.signals.stops(), self.signals.resets());
+        let operator = self.signals.operator();
+        let command = self.control.step(now, &Inputs { chunk, observed, stops, resets, operator });
+        let (chunk, observation) = (chunk.sequence, observed.sequence);
+        let seen = Seen { chunk, observation, stops, resets, operator };
         self.commands.send(|slot| *slot = command);
         self.wake_publish.wake();
         self.signals.set_mode(command.mode);
-        command
+        Ticked { command, seen }
     }
 
     /// Tells what a tick did.
-    pub fn record(&mut self, command: &Command, due: Time, woke: Time, done: Time, missed: u64) {
+    pub fn record(&mut self, ticked: &Ticked, due: Time, woke: Time, done: Time, missed: u64) {
         let tally = ControlTally {
             counts: *self.control.counts(),
             gate: *self.control.gate_counts(),
@@ -85,9 +91,8 @@ impl ControlLoop {
             wake_error: woke - due,
             work: done - woke,
             missed,
-            mode: command.mode,
-            outcome: command.outcome,
-            chunk: command.chunk,
+            seen: ticked.seen,
+            command: ticked.command,
         });
     }
 }

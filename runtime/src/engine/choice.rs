@@ -90,6 +90,13 @@ impl Engine for Guarded {
         self.cpu.infer(observation, noise, trajectory)
     }
 
+    fn know(&mut self, known: &[f32]) -> Result<(), EngineError> {
+        if let Some(gpu) = &mut self.gpu {
+            gpu.know(known)?;
+        }
+        self.cpu.know(known)
+    }
+
     fn name(&self) -> String {
         self.gpu.as_ref().map_or_else(|| self.cpu.name(), Engine::name)
     }

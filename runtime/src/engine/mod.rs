@@ -21,6 +21,11 @@ pub trait Engine: Send {
         trajectory: &mut [f32],
     ) -> Result<(), EngineError>;
 
+    /// What is known of the trajectories of the inferences that follow, `[T, 1 + A]`; see [`Plan::known`].
+    fn know(&mut self, _known: &[f32]) -> Result<(), EngineError> {
+        Err(EngineError::NothingKnown)
+    }
+
     /// What runs the plan, in a few words for people.
     fn name(&self) -> String;
 
@@ -51,6 +56,9 @@ pub enum EngineError {
         /// Numbers that the plan needs.
         expected: usize,
     },
+    /// Actions are known, but the plan has no room for them.
+    #[error("this engine's plan takes no known actions; compile it for joining chunks")]
+    NothingKnown,
     /// The system refused a thread.
     #[error("cannot start a CPU engine thread: {0}; lower engine threads or raise the process limit")]
     Thread(std::io::Error),
@@ -86,6 +94,16 @@ pub enum EngineError {
     /// The driver refused a kernel or a command.
     #[error("the GPU driver refused: {0}; please report this with the output of `refrain doctor`")]
     Gpu(String),
+}
+
+fn check_known(plan: &Plan, known: &[f32]) -> Result<(), EngineError> {
+    match plan.known.map(|view| view.len()) {
+        None => Err(EngineError::NothingKnown),
+        Some(expected) if expected != known.len() => {
+            Err(EngineError::Size { name: "known", expected, got: known.len() })
+        }
+        Some(_) => Ok(()),
+    }
 }
 
 fn check_sizes(

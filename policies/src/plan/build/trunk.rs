@@ -58,25 +58,31 @@ impl Runs {
     }
 }
 
+/// What every step starts from and ends in.
+#[derive(Clone, Copy)]
+pub(super) struct Ends {
+    pub(super) trajectory: View,
+    pub(super) impose: Option<View>,
+    pub(super) known: Option<View>,
+}
+
 /// Emits the denoising loop: runs of reused blocks folded, runs of quiet steps fused.
 pub(super) fn denoise(
     b: &mut Builder<'_>,
     condition: Condition,
-    trajectory: View,
-    impose: Option<View>,
+    ends: Ends,
     samplers: Vec<SamplerStep>,
     schedule: &Schedule,
 ) {
     let runs = Runs::of(schedule);
     let sums = HashMap::new();
-    Trunk { b, condition, trajectory, impose, samplers, runs, sums }.denoise(schedule);
+    Trunk { b, condition, ends, samplers, runs, sums }.denoise(schedule);
 }
 
 struct Trunk<'a, 'b> {
     b: &'a mut Builder<'b>,
     condition: Condition,
-    trajectory: View,
-    impose: Option<View>,
+    ends: Ends,
     samplers: Vec<SamplerStep>,
     runs: Runs,
     /// Sums that were already computed.
@@ -132,7 +138,7 @@ impl Trunk<'_, '_> {
         let s = self.b.shape;
         let skip = self.time_rows();
         Embed {
-            trajectory: self.trajectory,
+            trajectory: self.ends.trajectory,
             matrix: self.b.matrix("input_emb.weight", 0, s.width, s.denoised),
             bias: self.b.vector("input_emb.bias", 0, s.width),
             table: self.b.vector("pos_emb", skip * s.width, s.tokens * s.width),
@@ -155,8 +161,9 @@ impl Trunk<'_, '_> {
             bias: self.b.vector("head.bias", 0, s.denoised),
             step,
             sampler: self.samplers[step],
-            trajectory: self.trajectory,
-            impose: self.impose,
+            trajectory: self.ends.trajectory,
+            impose: self.ends.impose,
+            known: self.ends.known,
             model,
         }
     }

@@ -36,6 +36,8 @@ pub use weights::CpuWeights;
 /// Runs one plan on this processor.
 pub struct CpuEngine {
     team: Team,
+    /// What was last said to be known; written before every inference.
+    known: Vec<f32>,
 }
 
 impl CpuEngine {
@@ -47,7 +49,8 @@ impl CpuEngine {
 
     /// An engine on a shared program.
     pub fn on(program: Arc<Program>, threads: usize) -> Result<Self, EngineError> {
-        Team::new(program, threads.max(1)).map(|team| Self { team }).map_err(EngineError::Thread)
+        let known = vec![0.0; program.plan.known.map_or(0, |view| view.len())];
+        Team::new(program, threads.max(1)).map(|team| Self { team, known }).map_err(EngineError::Thread)
     }
 
     /// The instruction set in use.
@@ -78,6 +81,12 @@ impl Engine for CpuEngine {
         format!("CPU ({:?})", self.isa())
     }
 
+    fn know(&mut self, known: &[f32]) -> Result<(), EngineError> {
+        super::check_known(&self.team.program().plan, known)?;
+        self.known.copy_from_slice(known);
+        Ok(())
+    }
+
     fn infer(
         &mut self,
         observation: &[f32],
@@ -87,6 +96,9 @@ impl Engine for CpuEngine {
         let plan = Arc::clone(&self.team.program().plan);
         super::check_sizes(&plan, observation, noise, trajectory)?;
         self.team.arena().write(Place::of(&plan, &plan.observation), observation);
+        if let Some(view) = &plan.known {
+            self.team.arena().write(Place::of(&plan, view), &self.known);
+        }
         self.team.run(noise);
         self.team.arena().read(Place::of(&plan, &plan.trajectory), trajectory);
         Ok(())

@@ -9,7 +9,7 @@ use super::arena::{Arena, Place};
 use super::attention::Attention;
 use super::lanes::{Isa, LANES};
 use super::linear::{Linear, Norm};
-use super::tokens::{self, Combine, Embed, Head, Impose};
+use super::tokens::{self, Combine, Embed, Head, Impose, Known};
 use super::weights::CpuWeights;
 use crate::engine::EngineError;
 
@@ -28,7 +28,7 @@ pub struct Program {
 /// The kernel table of the CPU: one row per operation of the plan, the same names as the plan's.
 enum Kernel {
     Timesteps { rows: Vec<Vec<f32>>, output: Place },
-    Start { trajectory: Place, impose: Option<Impose> },
+    Start { trajectory: Place, impose: Option<Impose>, known: Option<Known>, signal: f32 },
     Linear(Linear),
     Attention(Attention),
     Combine(Combine),
@@ -113,8 +113,9 @@ impl Kernel {
         }
         match self {
             Self::Timesteps { rows, output } => tokens::timesteps(arena, rows, output),
-            Self::Start { trajectory, impose } => {
-                tokens::start(arena, trajectory, impose.as_ref(), noise, units)
+            Self::Start { trajectory, impose, known, signal } => {
+                let known = known.as_ref().map(|known| (known, *signal));
+                tokens::start(arena, trajectory, impose.as_ref(), known, noise, units)
             }
             Self::Linear(l) => l.run(isa, arena, units, scratch),
             Self::Attention(a) => a.run(isa, arena, units, scratch),
@@ -151,9 +152,11 @@ impl Resolver<'_> {
                 let rows = timesteps.iter().map(|&t| tokens::sinusoid(t, &table)).collect();
                 Kernel::Timesteps { rows, output: self.place(output) }
             }
-            Op::Start { trajectory, impose } => Kernel::Start {
+            Op::Start { trajectory, impose, known, signal } => Kernel::Start {
                 trajectory: self.place(trajectory),
                 impose: impose.as_ref().map(|v| self.impose(v)),
+                known: known.as_ref().map(|v| Known(self.place(v))),
+                signal: *signal,
             },
             Op::Linear(l) => Kernel::Linear(self.linear(l)?),
             Op::Attention(a) => Kernel::Attention(Attention {
@@ -225,6 +228,7 @@ impl Resolver<'_> {
             samplers,
             trajectory: self.place(&h.trajectory),
             impose: h.impose.as_ref().map(|v| self.impose(v)),
+            known: h.known.as_ref().map(|v| Known(self.place(v))),
             model: h.model.as_ref().map(|v| self.place(v)),
             width: h.input.cols,
         })

@@ -89,6 +89,7 @@ impl Case {
             denoise: Vec::new(),
             observation: none,
             trajectory: none,
+            known: None,
             probes: Vec::new(),
         };
         Self { package, plan, arena: vec![GUARD], half, seed, tolerance: TOLERANCE, lost: None }
@@ -121,6 +122,16 @@ impl Case {
 
     fn input(&mut self, rows: usize, cols: usize) -> View {
         self.view(rows, cols, Self::number)
+    }
+
+    /// Known actions: some tokens' first number is 0.
+    fn known(&mut self, tokens: usize, actions: usize) -> View {
+        let view = self.input(tokens, 1 + actions);
+        for row in 0..tokens {
+            let at = self.plan.offset(&view) + row * view.stride;
+            self.arena[at] = self.below(2) as f32;
+        }
+        view
     }
 
     fn output(&mut self, rows: usize, cols: usize) -> View {
@@ -168,6 +179,7 @@ impl Case {
             from_x: self.number() / 2.0,
             from_model: self.number() / 2.0,
             from_noise: self.number(),
+            signal: (self.number() + 2.0) / 4.0,
         }
     }
 
@@ -288,7 +300,7 @@ proptest! {
     #[test]
     fn start_embed_head_and_quiet_are_their_definitions(
         (tokens, width, actions, observed) in (1..24usize, 2..71usize, 1..6usize, 1..6usize),
-        (half, inpaint, sum, model) in any::<(bool, bool, bool, bool)>(),
+        (half, inpaint, joins, sum, model) in any::<(bool, bool, bool, bool, bool)>(),
         (step, quiet_steps) in (0..3usize, 1..6usize),
         seed in any::<u64>(),
     ) {
@@ -299,6 +311,7 @@ proptest! {
             let denoised = actions + if inpaint { observed } else { 0 };
             let steps = 1 + case.below(tokens);
             let impose = inpaint.then(|| case.input(steps, observed));
+            let known = joins.then(|| case.known(tokens, actions));
             let trajectory = if which == 0 { case.output(tokens, denoised) } else { case.input(tokens, denoised) };
             let embed = Embed {
                 trajectory,
@@ -317,12 +330,14 @@ proptest! {
                 sampler: case.sampler(),
                 trajectory,
                 impose,
+                known,
                 model: (model && which == 2).then(|| case.output(tokens, denoised)),
             };
             match which {
                 0 => {
                     let poison = impose.unwrap_or(embed.output);
-                    case.check(Op::Start { trajectory, impose }, poison)?;
+                    let signal = case.sampler().signal;
+                    case.check(Op::Start { trajectory, impose, known, signal }, poison)?;
                 }
                 1 => case.check(Op::Embed(embed), trajectory)?,
                 2 => {

@@ -20,6 +20,10 @@ pub(super) struct Impose {
     pub(super) column: usize,
 }
 
+/// Known actions `[T, 1 + A]`; see [`refrain_policies::plan::Plan::known`].
+#[derive(Clone, Copy)]
+pub(super) struct Known(pub(super) Place);
+
 /// A resolved [`refrain_policies::plan::Embed`].
 pub(super) struct Embed {
     pub(super) trajectory: Place,
@@ -47,6 +51,7 @@ pub(super) struct Head {
     pub(super) samplers: Vec<SamplerStep>,
     pub(super) trajectory: Place,
     pub(super) impose: Option<Impose>,
+    pub(super) known: Option<Known>,
     pub(super) model: Option<Place>,
     pub(super) width: usize,
 }
@@ -74,11 +79,30 @@ impl Impose {
     }
 }
 
+impl Known {
+    /// Writes one token's part, if it is known; `noise` is the token's part of row 0.
+    ///
+    /// # Safety
+    /// The caller's thread alone touches this row of the trajectory; `noise` holds as many numbers.
+    unsafe fn row(&self, arena: &Arena, row: usize, trajectory: *mut f32, signal: f32, noise: *const f32) {
+        // SAFETY: both places lie inside the arena and do not overlap; the trajectory has A columns or more.
+        unsafe {
+            let from = arena.base().add(self.0.at + row * self.0.stride);
+            if *from != 0.0 {
+                for i in 0..self.0.cols - 1 {
+                    *trajectory.add(i) = SamplerStep::noised(signal, *from.add(1 + i), *noise.add(i));
+                }
+            }
+        }
+    }
+}
+
 /// Row 0 of the noise becomes the trajectory.
 pub(super) fn start(
     arena: &Arena,
     trajectory: &Place,
     impose: Option<&Impose>,
+    known: Option<(&Known, f32)>,
     noise: &[f32],
     rows: Range<usize>,
 ) {
@@ -90,6 +114,9 @@ pub(super) fn start(
             std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len());
             if let Some(impose) = impose {
                 impose.row(arena, row, to);
+            }
+            if let Some((known, signal)) = known {
+                known.row(arena, row, to, signal, from.as_ptr());
             }
         }
     }
@@ -203,6 +230,7 @@ unsafe fn head_row<L: Lanes>(
         }
         let sampler = &job.samplers[index];
         let trajectory = arena.base().add(t.at + row * t.stride);
+        let first = noise.add(row * t.cols);
         let noise = noise.add(((job.step + index + 1) * t.rows + row) * t.cols);
         for i in 0..t.cols {
             let mut sum = L::splat(0.0);
@@ -219,6 +247,9 @@ unsafe fn head_row<L: Lanes>(
         }
         if let Some(impose) = &job.impose {
             impose.row(arena, row, trajectory);
+        }
+        if let Some(known) = &job.known {
+            known.row(arena, row, trajectory, sampler.signal, first);
         }
     }
 }

@@ -8,10 +8,18 @@ use super::params::{self, NONE};
 use super::program::{Dispatch, Lower};
 use crate::engine::EngineError;
 
+/// Observation and known actions of a start, and the share of a clean trajectory in it.
+#[derive(Clone, Copy)]
+struct Start {
+    impose: Option<View>,
+    known: Option<View>,
+    signal: f32,
+}
+
 /// Neighbouring operations on single tokens, in the order in which `tokens.wgsl` does them.
 #[derive(Default)]
 pub(super) struct Chain<'a> {
-    start: Option<(View, Option<View>)>,
+    start: Option<Start>,
     head: Option<&'a plan::Head>,
     quiet: Option<&'a plan::Quiet>,
     embed: Option<&'a plan::Embed>,
@@ -24,8 +32,8 @@ impl<'a> Lower<'a, '_> {
         for (used, op) in ops.iter().enumerate() {
             let later = chain.head.is_some() || chain.quiet.is_some();
             let fits = match *op {
-                Op::Start { trajectory, impose } if used == 0 => {
-                    chain.start = Some((*trajectory, *impose));
+                Op::Start { impose, known, signal, .. } if used == 0 => {
+                    chain.start = Some(Start { impose: *impose, known: *known, signal: *signal });
                     true
                 }
                 Op::Head(h) if !later && chain.embed.is_none() => {
@@ -76,8 +84,16 @@ impl<'a> Lower<'a, '_> {
         let mut set = |step: usize, s: &SamplerStep| {
             // An infinite bound would need infinite literals in some shading languages.
             let clip = s.clip.min(f32::MAX);
-            let row =
-                [s.x0_from_x, s.x0_from_model, clip, s.from_x0, s.from_x, s.from_model, s.from_noise, 0.0];
+            let row = [
+                s.x0_from_x,
+                s.x0_from_model,
+                clip,
+                s.from_x0,
+                s.from_x,
+                s.from_model,
+                s.from_noise,
+                s.signal,
+            ];
             table[8 * step..8 * step + 8].copy_from_slice(&row);
         };
         for op in &self.plan.denoise {
@@ -141,7 +157,9 @@ impl<'a> Lower<'a, '_> {
         let trajectory = self.place(&self.plan.trajectory);
         let (embed_at, table_at) = embed.map(|e| self.embedding(e)).transpose()?.unwrap_or((NONE, NONE));
         let (head_at, offset_at) = head.map(|h| self.head(h)).transpose()?.unwrap_or((NONE, NONE));
-        let impose = chain.start.and_then(|s| s.1).or(head.and_then(|h| h.impose)).map(|v| self.place(&v));
+        let impose =
+            chain.start.and_then(|s| s.impose).or(head.and_then(|h| h.impose)).map(|v| self.place(&v));
+        let known = chain.start.and_then(|s| s.known).or(head.and_then(|h| h.known)).map(|v| self.place(&v));
         let step = head.map_or(0, |h| h.step);
         let (input_at, input_stride) = self.optional(chain.head.map(|h| &h.input));
         let (model_at, model_stride) = self.optional(chain.head.and_then(|h| h.model.as_ref()));
@@ -174,6 +192,9 @@ impl<'a> Lower<'a, '_> {
             impose_rows: impose.map_or(0, |p| p.rows as u32),
             impose_columns: impose.map_or(0, |p| p.cols as u32),
             impose_first: shape.actions as u32,
+            known_at: known.map_or(NONE, |p| p.at as u32),
+            known_stride: known.map_or(0, |p| p.stride as u32),
+            start_signal: chain.start.map_or(0.0, |s| s.signal),
             model_at,
             model_stride,
         };

@@ -120,6 +120,8 @@ pub struct GpuEngine {
     wait: Wait,
     patience: Duration,
     bytes: usize,
+    /// What was last said to be known; uploaded before every inference.
+    known: Vec<f32>,
 }
 
 impl GpuEngine {
@@ -210,6 +212,7 @@ impl GpuEngine {
         let weight_bytes = shards.iter().map(|s| s.size() as usize).sum::<usize>() + numbers.size() as usize;
         let bytes = weight_bytes + arena.size() as usize + table.size() as usize;
         let mut engine = Self {
+            known: vec![0.0; plan.known.map_or(0, |view| view.len())],
             device,
             plan,
             program,
@@ -389,6 +392,10 @@ impl Engine for GpuEngine {
             let (first, second) = (4 * noise.len(), 4 * observation.len());
             mapped.slice(..first).copy_from_slice(bytemuck::cast_slice(noise));
             mapped.slice(first..first + second).copy_from_slice(bytemuck::cast_slice(observation));
+            let third = first + second;
+            mapped
+                .slice(third..third + 4 * self.known.len())
+                .copy_from_slice(bytemuck::cast_slice(&self.known));
         }
         self.upload.unmap();
         let commands = self.ahead.take().unwrap_or_else(|| self.encode_inference());
@@ -410,6 +417,12 @@ impl Engine for GpuEngine {
             trajectory.copy_from_slice(bytemuck::cast_slice(&mapped));
         }
         self.readback.unmap();
+        Ok(())
+    }
+
+    fn know(&mut self, known: &[f32]) -> Result<(), EngineError> {
+        super::check_known(&self.plan, known)?;
+        self.known.copy_from_slice(known);
         Ok(())
     }
 

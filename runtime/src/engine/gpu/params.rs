@@ -149,6 +149,9 @@ params!(
         impose_rows: u32,
         impose_columns: u32,
         impose_first: u32,
+        known_at: u32,
+        known_stride: u32,
+        start_signal: f32,
         model_at: u32,
         model_stride: u32,
     }

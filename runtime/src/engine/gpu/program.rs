@@ -46,7 +46,7 @@ pub(super) struct Program {
     pub(super) table: Table,
     /// Numbers in the arena, the upload included.
     pub(super) arena: usize,
-    /// Where the upload starts: the noise, then the observation.
+    /// Where the upload starts: the noise, then the observation, then known actions.
     pub(super) upload_at: usize,
     /// Numbers of the upload.
     pub(super) upload: usize,
@@ -119,10 +119,11 @@ pub(super) struct Lower<'a, 'b> {
 
 impl<'a, 'b> Lower<'a, 'b> {
     fn new(plan: &'a Plan, weights: &'a mut Weights<'b>, alignment: usize) -> Self {
-        // The observation moves next to the noise, so that one copy brings both.
+        // Observation and known actions move next to the noise, so that one copy brings all.
         let folds = Folds::of(plan, plan.arena);
         let upload_at = (plan.arena + folds.len).next_multiple_of(4);
-        let upload = (plan.noise_len() + plan.observation.len()).next_multiple_of(4);
+        let known = plan.known.map_or(0, |known| known.len());
+        let upload = (plan.noise_len() + plan.observation.len() + known).next_multiple_of(4);
         Self {
             plan,
             weights,
@@ -141,8 +142,11 @@ impl<'a, 'b> Lower<'a, 'b> {
     /// Panics when the plan placed a view outside its arena, which would be a bug of the plan.
     pub(super) fn place(&self, view: &View) -> Place {
         let buffer = &self.plan.buffers[view.buffer.0];
+        let inputs = self.upload_at + self.plan.noise_len();
         let (at, limit) = if view.buffer == self.plan.observation.buffer {
-            (self.upload_at + self.plan.noise_len() + view.at, self.upload_at + self.upload)
+            (inputs + view.at, inputs + self.plan.observation.len())
+        } else if self.plan.known.is_some_and(|known| known.buffer == view.buffer) {
+            (inputs + self.plan.observation.len() + view.at, self.upload_at + self.upload)
         } else {
             (self.plan.offset(view), (buffer.at + buffer.len).min(self.plan.arena))
         };
@@ -206,10 +210,12 @@ impl<'a, 'b> Lower<'a, 'b> {
     fn independent(&self, c: &plan::Combine, before: &Op) -> bool {
         let (reads, writes): (Vec<View>, Vec<View>) = match before {
             Op::Head(h) => (
-                [h.input, h.trajectory].into_iter().chain(h.impose).collect(),
+                [h.input, h.trajectory].into_iter().chain(h.impose).chain(h.known).collect(),
                 std::iter::once(h.trajectory).chain(h.model).collect(),
             ),
-            Op::Start { trajectory, impose } => (impose.iter().copied().collect(), vec![*trajectory]),
+            Op::Start { trajectory, impose, known, .. } => {
+                (impose.iter().chain(known).copied().collect(), vec![*trajectory])
+            }
             _ => return false,
         };
         let output = self.place(&c.output);

@@ -57,6 +57,11 @@ struct Params {
     impose_rows: u32,
     impose_columns: u32,
     impose_first: u32,
+    /// `[T, 1 + A]` or NONE: tokens whose first number is not 0 have these actions.
+    known_at: u32,
+    known_stride: u32,
+    /// Share of a clean trajectory in what the first step starts from.
+    start_signal: f32,
     /// `[T, N]` or NONE: the denoiser's output of the head.
     model_at: u32,
     model_stride: u32,
@@ -96,8 +101,15 @@ fn token(row: u32, column: u32, quiet: bool) -> f32 {
     return embedded(base(row, column, params.quiet_sum_at, params.quiet_sum_stride), column);
 }
 
-/// The observation's part of one number of the trajectory, if imposed.
-fn imposed(row: u32, i: u32, value: f32) -> f32 {
+/// The observation's or the known actions' part of one number of the trajectory, if imposed.
+fn imposed(row: u32, i: u32, value: f32, signal: f32) -> f32 {
+    if params.known_at != NONE && i < params.impose_first {
+        let known = params.known_at + row * params.known_stride;
+        if value_at(known) != 0.0 {
+            let noise = value_at(params.noise_at + row * NUMBERS + i);
+            return signal * value_at(known + 1u + i) + sqrt(max(1.0 - signal * signal, 0.0)) * noise;
+        }
+    }
     if params.impose_at != NONE && row < params.impose_rows && i >= params.impose_first
         && i < params.impose_first + params.impose_columns {
         return value_at(params.impose_at + row * params.impose_stride + i - params.impose_first);
@@ -166,7 +178,7 @@ fn head(row: u32, thread: u32, index: u32, quiet: bool) {
         }
         let x0 = clamp(first.x * x + first.y * m, -first.z, first.z);
         let next = first.w * x0 + second.x * x + second.y * m + second.z * noise;
-        trajectory[i] = imposed(row, i, next);
+        trajectory[i] = imposed(row, i, next, second.w);
     }
     workgroupBarrier();
 }
@@ -177,7 +189,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let place = params.trajectory_at + row * params.trajectory_stride;
     for (var i = thread; i < NUMBERS; i += SIZE) {
         if params.start != 0u {
-            trajectory[i] = imposed(row, i, value_at(params.noise_at + row * NUMBERS + i));
+            trajectory[i] = imposed(row, i, value_at(params.noise_at + row * NUMBERS + i), params.start_signal);
         } else {
             trajectory[i] = value_at(place + i);
         }

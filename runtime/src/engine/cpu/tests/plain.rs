@@ -29,10 +29,11 @@ impl Plain<'_> {
                 }
                 self.write(output, &rows);
             }
-            Op::Start { trajectory, impose } => {
+            Op::Start { trajectory, impose, known, signal } => {
                 let noise = self.noise[..trajectory.len()].to_vec();
                 self.write(trajectory, &noise);
                 self.impose(trajectory, impose.as_ref());
+                self.known(trajectory, known.as_ref(), *signal);
             }
             Op::Linear(l) => self.linear(l),
             Op::Attention(a) => self.attention(a),
@@ -185,6 +186,20 @@ impl Plain<'_> {
         }
         self.write(&h.trajectory, &trajectory);
         self.impose(&h.trajectory, h.impose.as_ref());
+        self.known(&h.trajectory, h.known.as_ref(), s.signal);
+    }
+
+    fn known(&mut self, trajectory: &View, known: Option<&View>, signal: f32) {
+        let Some(known) = known else { return };
+        let (values, signal) = (self.read(known), f64::from(signal));
+        let mut numbers = self.read(trajectory);
+        for (row, values) in values.chunks(known.cols).enumerate().filter(|(_, v)| v[0] != 0.0) {
+            for (i, clean) in values[1..].iter().enumerate() {
+                let at = row * trajectory.cols + i;
+                numbers[at] = signal * clean + (1.0 - signal * signal).sqrt() * self.noise[at];
+            }
+        }
+        self.write(trajectory, &numbers);
     }
 
     fn impose(&mut self, trajectory: &View, observation: Option<&View>) {
