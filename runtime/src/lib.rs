@@ -25,5 +25,7 @@ pub mod planner;
 pub mod policy;
 pub mod report;
 pub mod safety;
+#[cfg(feature = "pusht")]
+pub mod scene;
 pub mod threads;
 pub mod trajectory;

@@ -16,6 +16,7 @@ mod progress;
 mod report;
 mod run;
 mod selection;
+mod stages;
 mod statistics;
 mod tensors;
 

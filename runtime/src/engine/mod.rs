@@ -51,6 +51,9 @@ pub enum EngineError {
         /// Numbers that the plan needs.
         expected: usize,
     },
+    /// What the policy sees could not be encoded.
+    #[error(transparent)]
+    Vision(#[from] refrain_policies::vision::VisionError),
     /// The system refused a thread.
     #[error("cannot start a CPU engine thread: {0}; lower engine threads or raise the process limit")]
     Thread(std::io::Error),
