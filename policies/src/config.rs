@@ -14,6 +14,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::camera::{Camera, MAX_CAMERAS};
 use crate::sampler::SamplerConfig;
 
 /// The `format` this version reads and writes.
@@ -38,6 +39,10 @@ pub struct PolicyConfig {
     pub observation: Signal,
     /// What comes out: A numbers per step.
     pub action: Signal,
+    /// What it sees besides; needs `obs_as_cond`. The condition of a step is the features of these cameras, then the
+    /// observation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cameras: Vec<Camera>,
     /// How noise becomes a trajectory.
     pub sampler: SamplerConfig,
     /// Where the policy came from.
@@ -242,6 +247,11 @@ impl PolicyConfig {
         self.action.size() + if self.architecture.obs_as_cond { 0 } else { self.observation.size() }
     }
 
+    /// Numbers of one observation step as the denoiser sees it: the features of all cameras, then O.
+    pub fn condition_size(&self) -> usize {
+        self.cameras.iter().map(|camera| camera.features).sum::<usize>() + self.observation.size()
+    }
+
     /// Everything that is wrong with this configuration, one sentence each; empty when it is sound.
     pub fn problems(&self) -> Vec<String> {
         let mut found = Vec::new();
@@ -264,13 +274,29 @@ impl PolicyConfig {
         self.observation.problems("observation", &mut found);
         self.action.problems("action", &mut found);
         self.architecture.problems(&mut found);
+        self.camera_problems(&mut found);
         self.sampler.problems(&mut found);
         found
+    }
+
+    fn camera_problems(&self, found: &mut Vec<String>) {
+        if self.cameras.len() > MAX_CAMERAS {
+            found.push(format!("cameras: expected at most {MAX_CAMERAS}, got {}", self.cameras.len()));
+        }
+        if !self.cameras.is_empty() && !self.architecture.obs_as_cond {
+            found.push("cameras: need architecture.obs_as_cond = true".into());
+        }
+        for (i, camera) in self.cameras.iter().enumerate() {
+            camera.problems(i, found);
+            if self.cameras[..i].iter().any(|other| other.name == camera.name) {
+                found.push(format!("cameras: {:?} stands twice", camera.name));
+            }
+        }
     }
 }
 
 /// Whether a name can stand for a file without leading anywhere else.
-fn is_plain_name(name: &str) -> bool {
+pub(crate) fn is_plain_name(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     (1..=100).contains(&name.len()) && !name.starts_with('.') && name.chars().all(plain)
 }

@@ -1,21 +1,24 @@
-//! The policy package: a folder with `policy.toml`, `weights.safetensors` and `schedules/`.
+//! The policy package: a folder with `policy.toml`, `weights.safetensors`, the encoders of its cameras and `schedules/`.
 //!
 //! Loading checks every name, shape, dtype and value against the configuration, and reports all problems at once.
-//! Nothing in the files names a path: only the two fixed file names are opened. Weights are read as a stream into
+//! Nothing in the files names a path: only the two fixed file names and plain names of encoders are opened. An encoder is
+//! read here and understood by [`crate::vision`]. Weights are read as a stream into
 //! their final place, so that loading holds them once. What lies in `schedules/` is not read here.
 
 mod names;
 mod reader;
 mod weights;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::config::PolicyConfig;
+use crate::config::{PolicyConfig, is_plain_name};
 
 pub use names::expected_tensors;
 pub(crate) use names::{fits, shown};
@@ -29,6 +32,11 @@ pub const WEIGHTS_FILE: &str = "weights.safetensors";
 pub const MAX_POLICY_BYTES: u64 = 4 << 20;
 /// Largest `weights.safetensors` that is read, bytes.
 pub const MAX_WEIGHTS_BYTES: u64 = 4 << 30;
+/// Largest encoder that is read, bytes.
+pub const MAX_ENCODER_BYTES: u64 = 1 << 30;
+
+/// Content of encoder files by name.
+pub type EncoderFiles = BTreeMap<String, Arc<[u8]>>;
 
 /// A loaded, checked policy.
 #[derive(Clone, Debug)]
@@ -37,6 +45,8 @@ pub struct Package {
     pub config: PolicyConfig,
     /// Its weights by name: exactly [`expected_tensors`], all values finite.
     pub weights: Weights,
+    /// The files that its cameras name, as they are.
+    pub encoders: EncoderFiles,
     weights_sha256: String,
 }
 
@@ -63,7 +73,7 @@ pub enum PackageError {
     #[error("{file}: expected at most {limit} bytes, got {bytes}")]
     TooLarge {
         /// File name.
-        file: &'static str,
+        file: String,
         /// Its size.
         bytes: u64,
         /// The largest size.
@@ -95,8 +105,18 @@ pub(crate) fn listed(problems: &[String]) -> String {
 
 impl Package {
     /// Checks a configuration and weights that were made in memory; position tables longer than needed are cut.
-    pub fn new(config: PolicyConfig, mut weights: Weights) -> Result<Self, PackageError> {
+    pub fn new(config: PolicyConfig, weights: Weights) -> Result<Self, PackageError> {
+        Self::with_encoders(config, weights, EncoderFiles::new())
+    }
+
+    /// The same for a policy that sees.
+    pub fn with_encoders(
+        config: PolicyConfig,
+        mut weights: Weights,
+        encoders: EncoderFiles,
+    ) -> Result<Self, PackageError> {
         let mut problems = config.problems();
+        encoder_problems(&config, &encoders, &mut problems);
         if config.architecture.is_sound() {
             let expected = expected_tensors(&config);
             weights.trim(&expected);
@@ -107,7 +127,7 @@ impl Package {
             return Err(PackageError::Problems(problems));
         }
         let weights_sha256 = hex(Sha256::digest(weights.to_safetensors()?));
-        Ok(Self { config, weights, weights_sha256 })
+        Ok(Self { config, weights, encoders, weights_sha256 })
     }
 
     /// Reads a package folder.
@@ -116,34 +136,55 @@ impl Package {
         let mut text = String::with_capacity(bytes as usize);
         let read = |source| PackageError::Read { path: dir.join(POLICY_FILE), source };
         policy.by_ref().take(MAX_POLICY_BYTES).read_to_string(&mut text).map_err(read)?;
+        let config = parse_policy(&text)?;
+        let mut encoders = EncoderFiles::new();
+        // A name that is not plain is a problem of the configuration, and never opened.
+        for file in config.cameras.iter().map(|c| &c.encoder).filter(|file| is_plain_name(file)) {
+            if !encoders.contains_key(file) {
+                let (mut encoder, bytes) = open(dir, file, MAX_ENCODER_BYTES)?;
+                let mut content = Vec::with_capacity(bytes as usize);
+                let read = |source| PackageError::Read { path: dir.join(file), source };
+                encoder.by_ref().take(MAX_ENCODER_BYTES).read_to_end(&mut content).map_err(read)?;
+                encoders.insert(file.clone(), content.into());
+            }
+        }
         let (mut weights, bytes) = open(dir, WEIGHTS_FILE, MAX_WEIGHTS_BYTES)?;
-        Self::read(&text, &mut weights, bytes)
+        Self::read(config, &mut weights, bytes, encoders)
     }
 
-    /// Reads a package from the content of its two files.
+    /// Reads a package without encoders from the content of its two files.
     pub fn from_bytes(policy_toml: &str, weights: &[u8]) -> Result<Self, PackageError> {
         within(POLICY_FILE, policy_toml.len() as u64, MAX_POLICY_BYTES)?;
         within(WEIGHTS_FILE, weights.len() as u64, MAX_WEIGHTS_BYTES)?;
-        Self::read(policy_toml, &mut { weights }, weights.len() as u64)
+        let config = parse_policy(policy_toml)?;
+        Self::read(config, &mut { weights }, weights.len() as u64, EncoderFiles::new())
     }
 
-    fn read(policy_toml: &str, weights: &mut dyn Read, bytes: u64) -> Result<Self, PackageError> {
-        let config = parse_policy(policy_toml)?;
+    fn read(
+        config: PolicyConfig,
+        weights: &mut dyn Read,
+        bytes: u64,
+        encoders: EncoderFiles,
+    ) -> Result<Self, PackageError> {
         let mut problems = config.problems();
+        encoder_problems(&config, &encoders, &mut problems);
         let expected = config.architecture.is_sound().then(|| expected_tensors(&config));
         let (weights, weights_sha256) = reader::read(weights, bytes, expected.as_deref(), &mut problems)?;
         if !problems.is_empty() {
             return Err(PackageError::Problems(problems));
         }
-        Ok(Self { config, weights, weights_sha256 })
+        Ok(Self { config, weights, encoders, weights_sha256 })
     }
 
-    /// Writes `policy.toml` and `weights.safetensors` into `dir`, which is made if need be; `schedules/` is left as
+    /// Writes `policy.toml`, `weights.safetensors` and the encoders into `dir`, which is made if need be; `schedules/` is left as
     /// it is. Each file is replaced as a whole or not at all.
     pub fn save(&self, dir: &Path) -> Result<(), PackageError> {
         let policy = toml::to_string(&self.config).map_err(|e| PackageError::Policy(e.to_string()))?;
         fs::create_dir_all(dir).map_err(|source| PackageError::Write { path: dir.to_owned(), source })?;
         replace(dir, WEIGHTS_FILE, &self.weights.to_safetensors()?)?;
+        for (file, content) in &self.encoders {
+            replace(dir, file, content)?;
+        }
         replace(dir, POLICY_FILE, policy.as_bytes())
     }
 
@@ -179,9 +220,17 @@ impl Package {
         Ok(hex(lines.finalize()))
     }
 
-    /// SHA-256 of the weights file this package was read from (or would be saved to), lowercase hex.
+    /// SHA-256 of the weights file this package was read from (or would be saved to), lowercase hex. With encoders, of
+    /// that text and, for each of them, its name and the SHA-256 of its content.
     pub fn weights_sha256(&self) -> String {
-        self.weights_sha256.clone()
+        if self.encoders.is_empty() {
+            return self.weights_sha256.clone();
+        }
+        let mut all = Sha256::new_with_prefix(&self.weights_sha256);
+        for (file, content) in &self.encoders {
+            all.update(format!("\n{file} {}", hex(Sha256::digest(content))));
+        }
+        hex(all.finalize())
     }
 }
 
@@ -219,11 +268,20 @@ pub(crate) fn hex(digest: impl AsRef<[u8]>) -> String {
     })
 }
 
-fn within(file: &'static str, bytes: u64, limit: u64) -> Result<(), PackageError> {
-    if bytes <= limit { Ok(()) } else { Err(PackageError::TooLarge { file, bytes, limit }) }
+/// Every camera's encoder is there.
+fn encoder_problems(config: &PolicyConfig, encoders: &EncoderFiles, problems: &mut Vec<String>) {
+    for camera in &config.cameras {
+        if !encoders.contains_key(&camera.encoder) {
+            problems.push(format!("camera {:?}: {:?} is missing", camera.name, camera.encoder));
+        }
+    }
 }
 
-fn open(dir: &Path, file: &'static str, limit: u64) -> Result<(File, u64), PackageError> {
+fn within(file: &str, bytes: u64, limit: u64) -> Result<(), PackageError> {
+    if bytes <= limit { Ok(()) } else { Err(PackageError::TooLarge { file: file.into(), bytes, limit }) }
+}
+
+fn open(dir: &Path, file: &str, limit: u64) -> Result<(File, u64), PackageError> {
     let path = dir.join(file);
     let opened = File::open(&path).and_then(|f| f.metadata().map(|m| (f, m)));
     let (opened, metadata) = opened.map_err(|source| PackageError::Read { path: path.clone(), source })?;

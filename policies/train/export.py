@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +79,15 @@ def normalizer_table(field: Field, size: int) -> dict[str, Any]:
 
 
 def toml(tables: dict[str, Any], prefix: str = "") -> str:
-    """Nested dictionaries of strings, booleans, numbers and flat lists, as TOML."""
-    lines = [f"{k} = {json.dumps(v)}" for k, v in tables.items() if not isinstance(v, dict)]
+    """Nested dictionaries of strings, booleans, numbers, flat lists and lists of dictionaries, as TOML."""
+    nested = {k: v for k, v in tables.items() if isinstance(v, dict) or isinstance(v, list) and v and isinstance(v[0], dict)}
+    lines = [f"{k} = {json.dumps(v)}" for k, v in tables.items() if k not in nested and not (k == "cameras" and not v)]
     text = "\n".join(lines) + "\n"
-    for key, value in tables.items():
+    for key, value in nested.items():
         if isinstance(value, dict):
             text += f"\n[{prefix}{key}]\n" + toml(value, f"{prefix}{key}.")
+        else:
+            text += "".join(f"\n[[{prefix}{key}]]\n" + toml(row, f"{prefix}{key}.") for row in value)
     return text
 
 
@@ -96,8 +101,13 @@ def export(
     action: tuple[list[str], list[str]] | None = None,
     dtype: torch.dtype = torch.float16,
     provenance: dict[str, str] | None = None,
+    cameras: list[dict[str, Any]] | None = None,
 ) -> None:
-    """Writes the package `out`. `observation` and `action`: names and units of their elements."""
+    """Writes the package `out`. `observation` and `action`: names and units of their elements.
+
+    `cameras`: the `[[cameras]]` of policy.toml, for a policy whose first observation elements are their features, in this
+    order; those are not normalised. Their encoders are copied by the caller.
+    """
     policy = policy_from_state(state, options)  # fails here if names or shapes do not fit
     model, o = options["model"], options
     obs_field, action_field = policy.fields
@@ -113,6 +123,15 @@ def export(
         weights[key] = value.to(dtype).contiguous()
         if not weights[key].isfinite().all():
             raise SystemExit(f"{key}: not finite as {str(dtype).removeprefix('torch.')}")
+
+    cameras = cameras or []
+    features = sum(camera["features"] for camera in cameras)
+    if features:
+        scale, offset = (p.detach().expand(o["obs_dim"]) for p in (obs_field.scale, obs_field.offset))
+        if not ((scale[:features] == 1).all() and (offset[:features] == 0).all()):
+            raise SystemExit(f"normalizer: the first {features} observation elements are features and must go in as they are")
+        stats = {k: v.detach().expand(o["obs_dim"])[features:] for k, v in obs_field.input_stats.items()}
+        obs_field = Field(scale[features:], offset[features:], stats)
 
     def signal(given: tuple[list[str], list[str]] | None, kind: str, size: int, field: Field) -> dict[str, Any]:
         names, units = given or ([f"{kind}{i}" for i in range(size)], [""] * size)
@@ -137,8 +156,9 @@ def export(
             "n_action_steps": o["n_action_steps"],
             "pred_action_steps_only": o.get("pred_action_steps_only", False),
         },
-        "observation": signal(observation, "obs", o["obs_dim"], obs_field),
+        "observation": signal(observation, "obs", o["obs_dim"] - features, obs_field),
         "action": signal(action, "action", o["action_dim"], action_field),
+        "cameras": cameras,
         "sampler": sampler_table(o),
         "provenance": provenance or {},
     }
@@ -157,6 +177,7 @@ def main() -> None:
     parser.add_argument("--name", help="default: the checkpoint's file name")
     parser.add_argument("--rate-hz", type=float, default=10.0, help="rate of the policy's actions (default: 10)")
     parser.add_argument("--dtype", choices=["f16", "f32"], default="f16")
+    parser.add_argument("--cameras", type=Path, metavar="FILE", help="TOML with [[cameras]]; their encoders lie beside it")
     parser.add_argument("--license", default="", help="licence of the weights")
     for kind in ("obs", "action"):
         parser.add_argument(f"--{kind}-names", nargs="+", metavar="NAME")
@@ -172,6 +193,10 @@ def main() -> None:
         units = units or [""]
         return names, units * len(names) if len(units) == 1 else units
 
+    cameras = tomllib.loads(args.cameras.read_text())["cameras"] if args.cameras else []
+    args.out.mkdir(parents=True, exist_ok=True)
+    for file in {camera.get("encoder", "encoder.onnx") for camera in cameras}:
+        shutil.copyfile(args.cameras.parent / file, args.out / file)
     provenance = {
         "source": args.checkpoint.name,
         "source_sha256": hashlib.sha256(args.checkpoint.read_bytes()).hexdigest(),
@@ -188,6 +213,7 @@ def main() -> None:
         named(args.action_names, args.action_units),
         torch.float16 if args.dtype == "f16" else torch.float32,
         provenance,
+        cameras,
     )
 
 

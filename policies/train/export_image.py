@@ -132,12 +132,14 @@ def write(policy: t.Policy, past: dict, folder: Path) -> None:
         p.copy_(p.half().float())  # what the package holds
     folder.mkdir(parents=True, exist_ok=True)
     state, options = denoiser_state(policy)
-    names = [f"feature_{i}" for i in range(t.FEATURES)] + ["pusher_x", "pusher_y"]
     scores = [f"{e['sampler']}: {e['score']:.3f} over {e['episodes']}" for e in past.get("log", [])[-2:]]
-    about = {"source": "policies/train/train_image.py", "steps": str(past["steps"]), "score_at_training": "; ".join(scores)}
-    about["license"] = "MIT OR Apache-2.0"
-    units = [""] * t.FEATURES + ["px", "px"]
-    export.export(state, options, folder, "pusht-image", 10.0, (names, units), (["target_x", "target_y"], ["px", "px"]), provenance=about)
+    about = {"source": "policies/train/train_image.py", "license": "MIT OR Apache-2.0"}
+    about["notes"] = [f"trained for {past['steps']} steps; scored while training: {'; '.join(scores)}"]
+    camera = {"name": "image", "size": [96, 96], "crop": [t.CROP, t.CROP], "mean": [0.5] * 3, "std": [0.5] * 3}
+    camera |= {"encoder": "encoder.onnx", "features": t.FEATURES}
+    pusher, target = ([f"{name}_x", f"{name}_y"] for name in ("pusher", "target"))
+    units = ["px", "px"]
+    export.export(state, options, folder, "pusht-image", 10.0, (pusher, units), (target, units), provenance=about, cameras=[camera])
 
     model = encoder_model(policy.encoder)
     onnx.save(model, folder / "encoder.onnx")

@@ -2,17 +2,20 @@
 //!
 //! Episode i is `PushT::new(seed + i)`; the noise of its chunks is drawn by (noise seed, seed + i, chunk), so an episode
 //! comes out the same whoever runs it, with however many workers, and `demo` with that seed shows it. Each chunk's Ta
-//! actions are executed one per step; the policy sees the last To observations, the first one repeated at the start (as
+//! actions are executed one per step; the policy sees the last To observations (with a camera, the scene as it is drawn), the first one repeated at the start (as
 //! the public code's `MultiStepWrapper` does). An episode ends when the goal is reached or after 300 steps; its score is
 //! its largest reward.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use refrain_policies::vision::Frame;
 use refrain_pusht::{MAX_STEPS, PushT};
 
 use crate::engine::EngineError;
 use crate::noise;
 use crate::policy::{Policy, Prediction};
+use crate::scene::{NotPushT, Scene};
 use crate::threads;
 
 /// What to score.
@@ -58,13 +61,8 @@ pub struct EvalReport {
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
     /// The policy is not one for Push-T.
-    #[error("the policy observes {observed} numbers and moves {moved}; Push-T has 20 and 2")]
-    Policy {
-        /// O.
-        observed: usize,
-        /// A.
-        moved: usize,
-    },
+    #[error(transparent)]
+    Policy(#[from] NotPushT),
     /// A prediction failed.
     #[error("episode with seed {seed}: {source}")]
     Engine {
@@ -116,27 +114,34 @@ pub fn run(
 
 /// Runs one episode.
 pub fn episode(policy: &mut Policy, seed: u64, noise_seed: u64) -> Result<EpisodeScore, EvalError> {
-    let config = policy.config();
-    let (observed, moved) = (config.observation.size(), config.action.size());
-    if (observed, moved) != (20, 2) {
-        return Err(EvalError::Policy { observed, moved });
-    }
+    let scene = Scene::of(policy.config())?;
+    let to = policy.config().architecture.n_obs_steps;
+    policy.forget();
     let mut plane = PushT::new(seed);
-    let mut window = plane.observation().repeat(config.architecture.n_obs_steps);
+    let mut window = scene.numbers(&plane).repeat(to);
+    let mut seen: VecDeque<(i64, Vec<u8>)> =
+        scene.pixels(&plane).into_iter().flat_map(|pixels| vec![(0, pixels); to]).collect();
     let mut noise = vec![0.0; policy.noise_len()];
     let mut prediction = Prediction::default();
     let (mut steps, mut chunks) = (0, 0);
     while steps < MAX_STEPS && !plane.success() {
         noise::fill(noise_seed, seed, chunks as u64, &mut noise);
         chunks += 1;
+        let frames: Vec<Frame<'_>> =
+            seen.iter().map(|(stamp, pixels)| Frame { stamp: *stamp, image: scene.image(pixels) }).collect();
         policy
-            .predict(&window, &noise, &mut prediction)
+            .predict_seeing(&window, &frames, &noise, &mut prediction)
             .map_err(|source| EvalError::Engine { seed, source })?;
         for action in prediction.action.chunks(2) {
             plane.step([f64::from(action[0]), f64::from(action[1])]);
             steps += 1;
-            window.drain(..observed);
-            window.extend(plane.observation());
+            let numbers = scene.numbers(&plane);
+            window.drain(..numbers.len());
+            window.extend(numbers);
+            if let Some(pixels) = scene.pixels(&plane) {
+                seen.pop_front();
+                seen.push_back((steps as i64, pixels));
+            }
             if steps == MAX_STEPS || plane.success() {
                 break;
             }

@@ -32,6 +32,8 @@ pub mod replay;
 pub mod report;
 pub mod safety;
 #[cfg(feature = "pusht")]
+pub mod scene;
+#[cfg(feature = "pusht")]
 pub mod seams;
 pub mod threads;
 pub mod trajectory;

@@ -1,6 +1,7 @@
 //! A policy ready to run: package, plan and engine behind one call in the units of the demonstrations.
 
 use refrain_policies::config::PolicyConfig;
+use refrain_policies::vision::{Frame, Vision};
 
 use crate::engine::{Engine, EngineError};
 
@@ -8,7 +9,10 @@ use crate::engine::{Engine, EngineError};
 pub struct Policy {
     config: PolicyConfig,
     engine: Box<dyn Engine>,
+    vision: Option<Vision>,
     observation: Vec<f32>,
+    /// `[To, F + O]`; not used by a policy that sees nothing.
+    condition: Vec<f32>,
     /// `[T, 1 + A]`, normalised.
     known: Vec<f32>,
 }
@@ -34,11 +38,18 @@ pub struct Prediction {
 }
 
 impl Policy {
-    /// Wraps an engine that was made for this policy.
+    /// Wraps an engine that was made for this policy, which sees nothing.
     pub fn new(config: PolicyConfig, engine: Box<dyn Engine>) -> Self {
-        let observation = vec![0.0; config.architecture.n_obs_steps * config.observation.size()];
+        Self::seeing(config, engine, None)
+    }
+
+    /// The same with what the policy sees.
+    pub fn seeing(config: PolicyConfig, engine: Box<dyn Engine>, vision: Option<Vision>) -> Self {
+        let steps = config.architecture.n_obs_steps;
+        let observation = vec![0.0; steps * config.observation.size()];
+        let condition = vec![0.0; if vision.is_some() { steps * config.condition_size() } else { 0 }];
         let known = vec![0.0; config.architecture.tokens() * (1 + config.action.size())];
-        Self { config, engine, observation, known }
+        Self { config, engine, vision, observation, condition, known }
     }
 
     /// What the policy is.
@@ -87,10 +98,28 @@ impl Policy {
     }
 
     /// Predicts one chunk from `observation` `[To, O]` in raw units and `noise` `[>= K + 1, T, N]`; allocates nothing
-    /// when `out` was used before.
+    /// when `out` was used before. For a policy that sees nothing.
     pub fn predict(
         &mut self,
         observation: &[f32],
+        noise: &[f32],
+        out: &mut Prediction,
+    ) -> Result<(), EngineError> {
+        self.predict_seeing(observation, &[], noise, out)
+    }
+
+    /// Forgets which images were encoded, so that their stamps may start again.
+    pub fn forget(&mut self) {
+        if let Some(vision) = &mut self.vision {
+            vision.forget();
+        }
+    }
+
+    /// The same with the images `frames` `[To, cameras]`; encoding allocates.
+    pub fn predict_seeing(
+        &mut self,
+        observation: &[f32],
+        frames: &[Frame<'_>],
         noise: &[f32],
         out: &mut Prediction,
     ) -> Result<(), EngineError> {
@@ -111,7 +140,14 @@ impl Policy {
         self.observation.copy_from_slice(observation);
         c.observation.normalizer.normalize(&mut self.observation);
         out.trajectory_norm.resize(tokens * denoised, 0.0);
-        self.engine.infer(&self.observation, noise, &mut out.trajectory_norm)?;
+        let condition = match &mut self.vision {
+            Some(vision) => {
+                vision.condition(&self.observation, frames, &mut self.condition)?;
+                &self.condition
+            }
+            None => &self.observation,
+        };
+        self.engine.infer(condition, noise, &mut out.trajectory_norm)?;
         out.action_pred.clear();
         out.action_pred.extend(out.trajectory_norm.chunks(denoised).flat_map(|token| &token[..actions]));
         c.action.normalizer.unnormalize(&mut out.action_pred);

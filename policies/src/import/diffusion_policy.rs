@@ -99,6 +99,7 @@ pub(super) fn import<R: Read + Seek>(
         architecture: described.architecture,
         observation,
         action,
+        cameras: Vec::new(),
         sampler: described.sampler,
         provenance: Provenance {
             weights: which.into(),

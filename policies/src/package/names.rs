@@ -24,7 +24,7 @@ pub fn expected_tensors(config: &PolicyConfig) -> Vec<(String, Vec<usize>)> {
     if a.time_as_cond {
         list.add("cond_pos_emb".into(), &[1, a.condition_tokens(), d]);
         if a.obs_as_cond {
-            list.linear("cond_obs_emb", d, config.observation.size());
+            list.linear("cond_obs_emb", d, config.condition_size());
         }
         if a.condition_layers == 0 {
             list.linear("encoder.0", a.feed_forward_width(), d);

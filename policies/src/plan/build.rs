@@ -43,7 +43,7 @@ pub(super) fn compile(
         denoised: config.denoised_size(),
         actions: config.action.size(),
         n_obs_steps: a.n_obs_steps,
-        observed: config.observation.size(),
+        observed: config.condition_size(),
     };
     let mut b = Builder {
         config,

@@ -46,6 +46,7 @@ fn config() -> PolicyConfig {
         },
         observation: signal(&["x", "y"]),
         action: signal(&["dx"]),
+        cameras: Vec::new(),
         sampler: SamplerConfig {
             kind: SamplerKind::Ddpm,
             inference_steps: STEPS,

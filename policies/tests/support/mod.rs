@@ -289,6 +289,7 @@ pub(crate) fn small_config() -> PolicyConfig {
         },
         observation: signal("obs", 3),
         action: signal("action", 2),
+        cameras: Vec::new(),
         sampler: SamplerConfig {
             kind: SamplerKind::Ddpm,
             inference_steps: 5,

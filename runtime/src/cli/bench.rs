@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::progress::Progress;
 use super::selection::{EngineArgs, FULL, SamplerArgs, Selected, load};
+use super::stages::{self, Stage};
 use super::{Outcome, say};
 use crate::config::EngineChoice;
 use crate::engine::Engine;
@@ -44,6 +45,7 @@ struct Figures {
     policy: String,
     engine: String,
     rows: Vec<Row>,
+    stages: Vec<Stage>,
 }
 
 #[derive(Serialize)]
@@ -95,12 +97,15 @@ impl Args {
             let selected = Selected::new(&self.policy, Arc::clone(&package), sampler, name)?;
             rows.push(self.time(&selected, &weights)?);
         }
+        progress.show(format_args!("timing what comes before"));
+        let stages = stages::time(&package, self.chunks)?;
         drop(progress);
         let (engine, rows): (Vec<String>, Vec<Row>) = rows.into_iter().unzip();
         let figures = Figures {
             policy: package.config.name.clone(),
             engine: engine.into_iter().next().unwrap_or_default(),
             rows,
+            stages,
         };
         print(&figures);
         if let Some(path) = &self.json {
@@ -232,6 +237,7 @@ fn print(figures: &Figures) {
              on the same threads"
         );
     }
+    stages::print(&figures.stages);
     if let Some(mib) = peak_memory_mib() {
         say!("peak memory of this process: {mib:.0} MiB");
     }

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::progress::Progress;
 use super::selection::{SamplerArgs, load};
-use super::tensors::TensorFile;
+use super::tensors::{self, TensorFile};
 use super::{Outcome, say};
 use crate::engine::Engine;
 use crate::engine::cpu::CpuEngine;
@@ -46,7 +46,8 @@ pub(super) struct Args {
     /// Any table: a TOML or JSON file with one list of update steps per block.
     #[arg(long, value_name = "FILE", group = "how")]
     table: Option<PathBuf>,
-    /// Safetensors file with recorded observations `obs_raw` [B,To,O], F32, raw units.
+    /// Safetensors file with recorded observations `obs_raw` [B,To,O], F32, raw units; for a policy with cameras what
+    /// `eval --record` writes.
     #[arg(long, value_name = "FILE")]
     observations: Option<PathBuf>,
     /// Observations to use, evenly taken from the file.
@@ -128,9 +129,11 @@ impl Args {
     ) -> Result<(adaptive_caching::Statistics, CalibrationData), Box<dyn std::error::Error>> {
         let path = self.observations.as_deref().ok_or("--updates needs --observations FILE")?;
         let a = &config.architecture;
-        let (to, o) = (a.n_obs_steps, config.observation.size());
-        let all = TensorFile::read(path)?
-            .take("obs_raw", &format!("[B, {to}, {o}]"), |s| s.len() == 3 && s[1..] == [to, o] && s[0] > 0)?;
+        let (to, o) = (a.n_obs_steps, config.condition_size());
+        let all =
+            TensorFile::read(path)?.take(tensors::observed(config), &format!("[B, {to}, {o}]"), |s| {
+                s.len() == 3 && s[1..] == [to, o] && s[0] > 0
+            })?;
         let found = all.shape[0];
         let used = self.limit.clamp(1, found);
         let steps = config.sampler.inference_steps;
@@ -145,7 +148,9 @@ impl Args {
         let progress = Progress::new();
         for i in 0..used {
             let mut observation = all.data[(i * found / used) * to * o..][..to * o].to_vec();
-            config.observation.normalizer.normalize(&mut observation);
+            if config.cameras.is_empty() {
+                config.observation.normalizer.normalize(&mut observation);
+            }
             noise::fill(self.seed, 0, i as u64, &mut draw);
             engine.infer(&observation, &draw, &mut trajectory)?;
             let size = a.trunk_tokens() * a.width;

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use refrain_policies::vision::Vision;
+
 use super::progress::Progress;
 use super::selection::{EngineArgs, FULL, SamplerArgs, Selected, load};
 use super::tensors::{self, Array};
@@ -82,13 +84,15 @@ impl Args {
             options.workers
         );
         if let (Some(path), Some(observed)) = (&self.record, observed) {
-            let a = &selected.config.architecture;
-            let (to, o) = (a.n_obs_steps, selected.config.observation.size());
+            let c = &selected.config;
+            let (to, size) = (c.architecture.n_obs_steps, c.condition_size());
             let mut data = observed.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            selected.config.observation.normalizer.unnormalize(&mut data);
-            let shape = vec![data.len() / (to * o), to, o];
+            if c.cameras.is_empty() {
+                c.observation.normalizer.unnormalize(&mut data);
+            }
+            let shape = vec![data.len() / (to * size), to, size];
             say!("{} observations -> {}", shape[0], path.display());
-            tensors::write(path, &[("obs_raw", Array { shape, data })])?;
+            tensors::write(path, &[(tensors::observed(c), Array { shape, data })])?;
         }
         Ok(())
     }
@@ -106,17 +110,19 @@ pub(super) fn run(
 ) -> Result<EvalReport, Box<dyn std::error::Error>> {
     let weights = CpuWeights::new(Arc::clone(&selected.package));
     let plan = selected.plan()?;
-    let engines: Vec<Box<dyn Engine>> =
-        (0..options.workers).map(|_| engine.open(&weights, Arc::clone(&plan))).collect::<Result<_, _>>()?;
-    let engines = Mutex::new(engines);
+    let mut parts = Vec::new();
+    for _ in 0..options.workers {
+        parts.push((engine.open(&weights, Arc::clone(&plan))?, Vision::new(&selected.package)?));
+    }
+    let parts = Mutex::new(parts);
     let make = || {
-        let engine = engines.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let engine: Box<dyn Engine> = match (engine, &observed) {
-            (Some(inner), Some(seen)) => Box::new(Recorder { inner, seen: Arc::clone(seen) }),
-            (Some(inner), None) => inner,
-            (None, _) => unreachable!("one engine was made per worker"),
+        let part = parts.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let (engine, vision) = part.expect("parts were made for every worker");
+        let engine: Box<dyn Engine> = match &observed {
+            Some(seen) => Box::new(Recorder { inner: engine, seen: Arc::clone(seen) }),
+            None => engine,
         };
-        Policy::new(selected.config.clone(), engine)
+        Policy::seeing(selected.config.clone(), engine, vision)
     };
     let done = AtomicUsize::new(0);
     let sum = Mutex::new(0.0);

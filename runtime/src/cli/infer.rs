@@ -2,6 +2,10 @@
 
 use std::path::PathBuf;
 
+use refrain_policies::camera::{Camera, Channels};
+use refrain_policies::preprocess::Image;
+use refrain_policies::vision::Frame;
+
 use super::selection::{EngineArgs, FULL, SamplerArgs, Selected, load};
 use super::tensors::{self, Array, TensorFile};
 use super::{Outcome, say};
@@ -12,7 +16,8 @@ use crate::policy::Prediction;
 pub(super) struct Args {
     /// Policy package.
     policy: PathBuf,
-    /// Safetensors file with `obs_raw` [B,To,O] and, optionally, `noise` [at least K+1,B,T,N], both F32.
+    /// Safetensors file with `obs_raw` [B,To,O] and, optionally, `noise` [at least K+1,B,T,N], both F32; for each camera
+    /// of the policy, images by its name, U8 [B,To,H,W,C].
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
     /// Safetensors file to write: `action` [B,Ta,A], `action_pred` [B,T,A], `trajectory_norm` [B,T,N].
@@ -51,6 +56,13 @@ impl Args {
             None
         };
 
+        let mut images = Vec::new();
+        for camera in &c.cameras {
+            let [height, width] = camera.size;
+            let shape = [batch, to, height, width, camera.channels.count()];
+            images.push(file.take_images(&camera.name, &shape)?);
+        }
+
         let mut policy = selected.policy(&self.engine)?;
         let mut prediction = Prediction::default();
         let mut draw = vec![0.0; policy.noise_len()];
@@ -63,7 +75,12 @@ impl Args {
             } else {
                 noise::fill(self.seed, 0, b as u64, &mut draw);
             }
-            policy.predict(observation, &draw, &mut prediction)?;
+            let frames: Vec<Frame<'_>> = (b * to..(b + 1) * to)
+                .flat_map(|i| {
+                    c.cameras.iter().zip(&images).map(move |(camera, bytes)| frame(camera, bytes, i))
+                })
+                .collect();
+            policy.predict_seeing(observation, &frames, &draw, &mut prediction)?;
             action.extend_from_slice(&prediction.action);
             action_pred.extend_from_slice(&prediction.action_pred);
             trajectory.extend_from_slice(&prediction.trajectory_norm);
@@ -86,4 +103,13 @@ impl Args {
         );
         Ok(())
     }
+}
+
+/// Image `index` of a camera's bytes [.., H, W, C], colours as RGB; its index is its stamp.
+fn frame<'a>(camera: &Camera, bytes: &'a [u8], index: usize) -> Frame<'a> {
+    let [height, width] = camera.size;
+    let channels = if camera.channels == Channels::Mono { Channels::Mono } else { Channels::Rgb };
+    let step = width * channels.count();
+    let pixels = &bytes[index * height * step..][..height * step];
+    Frame { stamp: index as i64, image: Image { height, width, step, channels, pixels } }
 }

@@ -24,6 +24,7 @@ mod seams;
 mod selection;
 #[cfg(feature = "pusht")]
 mod soak;
+mod stages;
 mod statistics;
 mod tensors;
 mod top;

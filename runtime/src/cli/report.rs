@@ -193,7 +193,7 @@ impl Args {
         let options = EvalOptions { episodes: RECORDED_EPISODES, seed, noise_seed: 0, workers: 1 };
         evaluate::run(variant, &options, &self.engine.worker(), Some(Arc::clone(&seen)))?;
         let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let size = variant.config.architecture.n_obs_steps * variant.config.observation.size();
+        let size = variant.config.architecture.n_obs_steps * variant.config.condition_size();
         let found = seen.len() / size;
         let used = self.observations.clamp(1, found);
         Ok((0..used).map(|i| seen[(i * found / used) * size..][..size].to_vec()).collect())

@@ -9,6 +9,7 @@ use refrain_policies::plan::Plan;
 use refrain_policies::sampler::{SamplerConfig, SamplerKind};
 use refrain_policies::schedule::Schedule;
 use refrain_policies::schedule_file::ScheduleFile;
+use refrain_policies::vision::Vision;
 
 use crate::config::EngineChoice;
 use crate::engine::choice::EngineSettings;
@@ -184,7 +185,7 @@ impl Selected {
     /// A policy on an engine of its own.
     pub(super) fn policy(&self, engine: &EngineArgs) -> Result<Policy, Box<dyn std::error::Error>> {
         let engine = engine.make(&CpuWeights::new(Arc::clone(&self.package)), self.plan()?)?;
-        Ok(Policy::new(self.config.clone(), engine))
+        Ok(Policy::seeing(self.config.clone(), engine, Vision::new(&self.package)?))
     }
 }
 

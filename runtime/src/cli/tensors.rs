@@ -1,8 +1,9 @@
-//! Reading and writing f32 tensors in safetensors files, with bounds and names in every error.
+//! Reading and writing tensors in safetensors files, with bounds and names in every error: numbers as f32, images as bytes.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use refrain_policies::config::PolicyConfig;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
@@ -29,8 +30,10 @@ pub(super) enum TensorError {
     Dtype { path: String, name: String, dtype: Dtype },
     #[error("{path}: expected tensor {name}; it has {found}")]
     Missing { path: String, name: &'static str, found: String },
+    #[error("{path}: expected images {name} U8 {expected}; there are none")]
+    NoImages { path: String, name: String, expected: String },
     #[error("{path}: tensor {name}: expected shape {expected}, got {got:?}")]
-    Shape { path: String, name: &'static str, expected: String, got: Vec<usize> },
+    Shape { path: String, name: String, expected: String, got: Vec<usize> },
     #[error("{path}: tensor {name}[{index}] is {value}; expected finite numbers")]
     NotFinite { path: String, name: &'static str, index: usize, value: f32 },
 }
@@ -39,6 +42,13 @@ pub(super) enum TensorError {
 pub(super) struct TensorFile {
     path: String,
     tensors: BTreeMap<String, Array>,
+    bytes: BTreeMap<String, (Vec<usize>, Vec<u8>)>,
+}
+
+/// The tensor of what engines observed, as `eval --record` writes it and `calibrate` reads it: raw observations
+/// [B,To,O], or, where the policy has cameras, the denoiser's condition [B,To,F+O].
+pub(super) fn observed(config: &PolicyConfig) -> &'static str {
+    if config.cameras.is_empty() { "obs_raw" } else { "condition" }
 }
 
 impl TensorFile {
@@ -51,17 +61,21 @@ impl TensorFile {
         }
         let bytes = std::fs::read(path).map_err(io)?;
         let format = |source| TensorError::Format { path: shown.clone(), source };
-        let file = SafeTensors::deserialize(&bytes).map_err(format)?;
+        let content = bytes;
+        let file = SafeTensors::deserialize(&content).map_err(format)?;
         let mut tensors = BTreeMap::new();
+        let mut bytes = BTreeMap::new();
         for (name, view) in file.tensors() {
             if view.dtype() == Dtype::F32 {
                 let data = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
                 tensors.insert(name, Array { shape: view.shape().to_vec(), data: data.collect() });
+            } else if view.dtype() == Dtype::U8 {
+                bytes.insert(name, (view.shape().to_vec(), view.data().to_vec()));
             } else if ["obs_raw", "noise"].contains(&name.as_str()) {
                 return Err(TensorError::Dtype { path: shown, name, dtype: view.dtype() });
             }
         }
-        Ok(Self { path: shown, tensors })
+        Ok(Self { path: shown, tensors, bytes })
     }
 
     /// A tensor whose shape `fits`; `expected` says in words what that is.
@@ -78,12 +92,27 @@ impl TensorFile {
             return Err(TensorError::Missing { path, name, found });
         };
         if !fits(&array.shape) {
-            return Err(TensorError::Shape { path, name, expected: expected.into(), got: array.shape });
+            return Err(TensorError::Shape {
+                path,
+                name: name.into(),
+                expected: expected.into(),
+                got: array.shape,
+            });
         }
         if let Some(index) = array.data.iter().position(|v| !v.is_finite()) {
             return Err(TensorError::NotFinite { path, name, index, value: array.data[index] });
         }
         Ok(array)
+    }
+
+    /// Images of exactly this shape.
+    pub(super) fn take_images(&mut self, name: &str, shape: &[usize]) -> Result<Vec<u8>, TensorError> {
+        let (path, name, expected) = (self.path.clone(), name.to_owned(), format!("{shape:?}"));
+        match self.bytes.remove(&name) {
+            None => Err(TensorError::NoImages { path, name, expected }),
+            Some((got, _)) if got != shape => Err(TensorError::Shape { path, name, expected, got }),
+            Some((_, bytes)) => Ok(bytes),
+        }
     }
 
     pub(super) fn has(&self, name: &str) -> bool {

@@ -106,6 +106,14 @@ impl RobotConfig {
                 found.push(problem);
             }
         };
+        let cameras: Vec<&str> = policy.cameras.iter().map(|camera| &camera.name[..]).collect();
+        expect(
+            cameras.is_empty(),
+            format!(
+                "policy: it sees through {}, and images do not come over the bus yet; use refrain eval or infer",
+                cameras.join(", ")
+            ),
+        );
         // From a microsecond on: less is 0 in nanoseconds, or no time to do anything in.
         let a_span = |millis: f64| (0.001..=1e9).contains(&millis);
         expect(self.format == FORMAT, format!("format: expected {FORMAT}, got {}", self.format));

@@ -59,6 +59,9 @@ pub enum EngineError {
     /// Actions are known, but the plan has no room for them.
     #[error("this engine's plan takes no known actions; compile it for joining chunks")]
     NothingKnown,
+    /// What the policy sees could not be encoded.
+    #[error(transparent)]
+    Vision(#[from] refrain_policies::vision::VisionError),
     /// The system refused a thread.
     #[error("cannot start a CPU engine thread: {0}; lower engine threads or raise the process limit")]
     Thread(std::io::Error),
