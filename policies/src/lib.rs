@@ -6,6 +6,8 @@
 pub mod adaptive_caching;
 pub mod calibration;
 pub mod config;
+pub mod coverage;
+pub mod forecast;
 pub mod import;
 pub mod noise_schedule;
 pub mod package;

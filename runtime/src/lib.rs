@@ -24,5 +24,6 @@ pub mod planner;
 pub mod policy;
 pub mod report;
 pub mod safety;
+pub mod search;
 pub mod threads;
 pub mod trajectory;

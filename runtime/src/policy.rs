@@ -1,6 +1,7 @@
 //! A policy ready to run: package, plan and engine behind one call in the units of the demonstrations.
 
 use refrain_policies::config::PolicyConfig;
+use refrain_policies::coverage::Coverage;
 
 use crate::engine::{Engine, EngineError};
 
@@ -9,6 +10,8 @@ pub struct Policy {
     config: PolicyConfig,
     engine: Box<dyn Engine>,
     observation: Vec<f32>,
+    coverage: Option<Coverage>,
+    outside: u64,
 }
 
 /// One predicted chunk.
@@ -26,7 +29,18 @@ impl Policy {
     /// Wraps an engine that was made for this policy.
     pub fn new(config: PolicyConfig, engine: Box<dyn Engine>) -> Self {
         let observation = vec![0.0; config.architecture.n_obs_steps * config.observation.size()];
-        Self { config, engine, observation }
+        Self { config, engine, observation, coverage: None, outside: 0 }
+    }
+
+    /// Counts from now on what its schedule was not found with; see [`Policy::outside`].
+    pub fn watch(mut self, coverage: Option<Coverage>) -> Self {
+        self.coverage = coverage;
+        self
+    }
+
+    /// Predictions from observations of which a number lay outside what the schedule was found with.
+    pub fn outside(&self) -> u64 {
+        self.outside
     }
 
     /// What the policy is.
@@ -74,6 +88,8 @@ impl Policy {
         })?;
         self.observation.copy_from_slice(observation);
         c.observation.normalizer.normalize(&mut self.observation);
+        let outside = self.coverage.as_ref().is_some_and(|coverage| coverage.outside(&self.observation) > 0);
+        self.outside += u64::from(outside);
         out.trajectory_norm.resize(tokens * denoised, 0.0);
         self.engine.infer(&self.observation, noise, &mut out.trajectory_norm)?;
         out.action_pred.clear();

@@ -81,6 +81,12 @@ impl Args {
             clock::seconds(clock::now() - start),
             options.workers
         );
+        let outside: u64 = report.episodes.iter().map(|e| e.outside).sum();
+        if outside > 0 {
+            say!(
+                "{outside} of {chunks} observations lie outside what the schedule was found with; search again on these"
+            );
+        }
         if let (Some(path), Some(observed)) = (&self.record, observed) {
             let a = &selected.config.architecture;
             let (to, o) = (a.n_obs_steps, selected.config.observation.size());
@@ -116,7 +122,7 @@ pub(super) fn run(
             (Some(inner), None) => inner,
             (None, _) => unreachable!("one engine was made per worker"),
         };
-        Policy::new(selected.config.clone(), engine)
+        Policy::new(selected.config.clone(), engine).watch(selected.coverage.clone())
     };
     let done = AtomicUsize::new(0);
     let sum = Mutex::new(0.0);

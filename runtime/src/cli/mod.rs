@@ -11,9 +11,11 @@ mod import;
 mod infer;
 mod plan;
 mod progress;
+mod recorded;
 #[cfg(feature = "pusht")]
 mod report;
 mod run;
+mod search;
 mod selection;
 mod statistics;
 mod tensors;
@@ -48,6 +50,8 @@ enum Command {
     Plan(plan::Args),
     /// Make a cache schedule from recorded observations.
     Calibrate(calibrate::Args),
+    /// Find the best schedule for a deadline or a budget, from recorded observations.
+    Search(search::Args),
     /// Time a policy on this machine, beside the floor that the machine sets.
     Bench(bench::Args),
     /// Show what this machine offers, what is chosen and why, and test every engine.
@@ -88,6 +92,7 @@ pub fn main() -> ExitCode {
         Command::Infer(args) => args.run(),
         Command::Plan(args) => args.run(),
         Command::Calibrate(args) => args.run(),
+        Command::Search(args) => args.run(),
         Command::Bench(args) => args.run(),
         Command::Doctor(args) => args.run(),
         Command::Run(args) => args.run(),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use refrain_policies::config::PolicyConfig;
+use refrain_policies::coverage::Coverage;
 use refrain_policies::package::Package;
 use refrain_policies::plan::Plan;
 use refrain_policies::sampler::{SamplerConfig, SamplerKind};
@@ -114,6 +115,8 @@ pub(super) struct Selected {
     pub(super) schedule: Schedule,
     /// [`FULL`] or the schedule's name.
     pub(super) name: String,
+    /// What the schedule was found with, if its file says so.
+    pub(super) coverage: Option<Coverage>,
 }
 
 impl Selected {
@@ -132,7 +135,7 @@ impl Selected {
                 return Err(SelectionError::Sampler { problems }.into());
             }
             let schedule = Schedule::full(&config.architecture, config.sampler.inference_steps);
-            return Ok(Self { package, config, schedule, name: FULL.into() });
+            return Ok(Self { package, config, schedule, name: FULL.into(), coverage: None });
         }
         let known = ScheduleFile::names(folder)?;
         if !known.iter().any(|name| name == schedule) {
@@ -159,7 +162,8 @@ impl Selected {
         }
         config.sampler = file.sampler.clone();
         let schedule = file.check(&config, &package.weights_sha256())?;
-        Ok(Self { package, config, schedule, name: name.into() })
+        let coverage = file.calibration.as_ref().and_then(|c| c.coverage.clone());
+        Ok(Self { package, config, schedule, name: name.into(), coverage })
     }
 
     /// The compiled plan.
