@@ -35,6 +35,9 @@ pub struct BlockStatistics {
     pub block: Block,
     /// `[K, K]`, row-major: row i, column j is the similarity of the outputs at steps i and j; larger is more alike.
     pub similarity: Vec<f64>,
+    /// `[K, K]`, row-major: inner products of the outputs at steps i and j, mean over observations. Forecasts need
+    /// them, the scheduler does not; may be empty.
+    pub products: Vec<f64>,
     /// Mean absolute difference of the block's outputs, per element, over all pairs of steps.
     pub mean_l1_difference: f64,
 }

@@ -7,7 +7,12 @@ fn block(layer: usize, kind: BlockKind) -> Block {
 }
 
 fn one(similarity: Vec<f64>) -> BlockStatistics {
-    BlockStatistics { block: block(0, BlockKind::FeedForward), similarity, mean_l1_difference: 0.5 }
+    BlockStatistics {
+        block: block(0, BlockKind::FeedForward),
+        similarity,
+        products: Vec::new(),
+        mean_l1_difference: 0.5,
+    }
 }
 
 /// Every set of `updates` steps with step 0 in it; the largest sum of similarities.
@@ -26,6 +31,7 @@ fn statistics(steps: usize, differences: &[f64]) -> Statistics {
     let blocks = differences.iter().enumerate().map(|(i, &mean_l1_difference)| BlockStatistics {
         block: block(i / 3, kinds[i % 3]),
         similarity: (0..steps * steps).map(|s| ((s * 37 + i * 101) % 89) as f64 / 89.0).collect(),
+        products: Vec::new(),
         mean_l1_difference,
     });
     Statistics { steps, blocks: blocks.collect() }

@@ -3,7 +3,8 @@
 //! For every observation the full policy runs once, its noise drawn anew, and the outputs of all blocks at all
 //! denoising steps go in. Per block, and as means over observations, come out
 //! - the cosine similarity of the block's output, all tokens and channels as one vector, between every two steps;
-//! - the mean absolute difference per element, over all pairs of steps.
+//! - the mean absolute difference per element, over all pairs of steps,
+//! - the inner product of the block's output between every two steps, which forecasts are fitted by.
 //!
 //! Sums are f64. Memory is that of the K x K matrices whatever the number of observations. Not here: running the
 //! policy, reading observations, drawing noise.
@@ -29,6 +30,8 @@ pub struct Calibration {
     observations_differ: bool,
     /// Per block the pairs (i, j), i < j, row by row.
     similarity: Vec<Vec<f64>>,
+    /// Per block all pairs (i, j), i <= j, row by row.
+    products: Vec<Vec<f64>>,
     /// Per block, over all pairs.
     difference: Vec<f64>,
 }
@@ -127,6 +130,7 @@ impl Calibration {
         let pairs = steps * (steps - 1) / 2;
         Ok(Self {
             similarity: vec![vec![0.0; pairs]; blocks.len()],
+            products: vec![vec![0.0; pairs + steps]; blocks.len()],
             difference: vec![0.0; blocks.len()],
             blocks,
             steps,
@@ -151,9 +155,13 @@ impl Calibration {
         for b in 0..count {
             let output = |step: usize| &outputs[(step * count + b) * features..][..features];
             let mut sums = self.similarity[b].iter_mut();
+            let mut products = self.products[b].iter_mut();
             for i in 0..self.steps {
-                for (j, sum) in (i + 1..self.steps).zip(&mut sums) {
+                let own = norms[i * count + b];
+                products.by_ref().take(1).for_each(|product| *product += own * own);
+                for ((j, sum), product) in (i + 1..self.steps).zip(&mut sums).zip(&mut products) {
                     let (dot, l1) = dot_and_difference(output(i), output(j));
+                    *product += dot;
                     *sum += dot / (norms[i * count + b] * norms[j * count + b]);
                     self.difference[b] += l1 / features as f64;
                 }
@@ -176,16 +184,20 @@ impl Calibration {
         }
         let (n, k) = (self.observations as f64, self.steps);
         let pairs = (k * (k - 1) / 2) as f64;
-        let one = |((block, sums), difference): ((Block, Vec<f64>), f64)| {
-            let mut similarity = vec![1.0; k * k];
+        let mut blocks = Vec::with_capacity(self.blocks.len());
+        for (b, &block) in self.blocks.iter().enumerate() {
+            let (mut similarity, mut products) = (vec![1.0; k * k], vec![0.0; k * k]);
             let all_pairs = (0..k).flat_map(|i| (i + 1..k).map(move |j| (i, j)));
-            for ((i, j), sum) in all_pairs.zip(sums) {
-                similarity[i * k + j] = sum / n;
-                similarity[j * k + i] = sum / n;
+            for ((i, j), sum) in all_pairs.zip(&self.similarity[b]) {
+                (similarity[i * k + j], similarity[j * k + i]) = (sum / n, sum / n);
             }
-            BlockStatistics { block, similarity, mean_l1_difference: difference / (n * pairs) }
-        };
-        let blocks = self.blocks.into_iter().zip(self.similarity).zip(self.difference).map(one).collect();
+            let with_own = (0..k).flat_map(|i| (i..k).map(move |j| (i, j)));
+            for ((i, j), sum) in with_own.zip(&self.products[b]) {
+                (products[i * k + j], products[j * k + i]) = (sum / n, sum / n);
+            }
+            let mean_l1_difference = self.difference[b] / (n * pairs);
+            blocks.push(BlockStatistics { block, similarity, products, mean_l1_difference });
+        }
         Ok(Statistics { steps: k, blocks })
     }
 

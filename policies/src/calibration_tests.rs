@@ -121,3 +121,22 @@ fn bad_runs_are_named_and_add_nothing() {
     assert_eq!(c.observations(), 1);
     assert_eq!(c.finish(), before);
 }
+
+#[test]
+fn products_are_inner_products_averaged_over_observations() {
+    let (steps, features) = (4, 5);
+    let runs: Vec<Vec<f32>> = (7..9).map(|seed| outputs(seed, steps * 2 * features)).collect();
+    let mut c = calibration(steps, features);
+    runs.iter().enumerate().for_each(|(i, run)| c.add(&[i as f32], run).unwrap());
+    for (b, measured) in c.finish().unwrap().blocks.iter().enumerate() {
+        for (i, j) in (0..steps).flat_map(|i| (0..steps).map(move |j| (i, j))) {
+            let row = |run: &[f32], k: usize| run[(k * 2 + b) * features..][..features].to_vec();
+            let product = |run: &Vec<f32>| -> f64 {
+                row(run, i).iter().zip(row(run, j)).map(|(x, y)| f64::from(*x) * f64::from(y)).sum()
+            };
+            let expected = runs.iter().map(product).sum::<f64>() / 2.0;
+            let got = measured.products[i * steps + j];
+            assert!((got - expected).abs() <= 1e-12, "{b} {i} {j}: {got} {expected}");
+        }
+    }
+}

@@ -226,6 +226,12 @@ impl Schedule {
         Self::aligned(architecture, steps, &at)
     }
 
+    /// The same updates with other reuse weights, which the caller has checked.
+    pub(crate) fn with_rows(&self, rows: Vec<(Block, Vec<Cell>)>) -> Self {
+        debug_assert!(rows.iter().all(|(block, cells)| check_row(*block, cells, self.steps).is_ok()));
+        Self { steps: self.steps, rows }
+    }
+
     /// Denoising steps K.
     pub fn steps(&self) -> usize {
         self.steps

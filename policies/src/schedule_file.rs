@@ -29,6 +29,7 @@
 //! observations = 32
 //! seed = 7
 //! sha256 = "…64 hex digits…"
+//! coverage = { low = [-1.0], high = [1.0] } # optional: range per observed number, normalised
 //!
 //! [report]                           # optional and free: action error, score, success, latency…
 //! score = 0.963
@@ -46,6 +47,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::config::PolicyConfig;
+use crate::coverage::Coverage;
 use crate::sampler::SamplerConfig;
 use crate::schedule::{Block, Cell, Schedule, blocks};
 
@@ -112,7 +114,7 @@ pub struct ReuseWeights {
 }
 
 /// The recorded observations that a schedule was found with.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CalibrationData {
     /// File name of the observations.
@@ -123,6 +125,9 @@ pub struct CalibrationData {
     pub seed: u64,
     /// SHA-256 of the file, lowercase hex.
     pub sha256: String,
+    /// Range of what was observed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coverage: Option<Coverage>,
 }
 
 impl Method {
@@ -202,6 +207,10 @@ impl ScheduleFile {
             });
         }
         self.check_sampler(&config.sampler)?;
+        let coverage = self.calibration.as_ref().and_then(|c| c.coverage.as_ref());
+        if let Some(problem) = coverage.and_then(|c| c.problem(config.observation.size())) {
+            return Err(ScheduleFileError::Coverage(problem));
+        }
         Ok(Schedule::new(&config.architecture, self.timesteps.len(), self.cells(config)?)?)
     }
 

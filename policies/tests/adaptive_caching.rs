@@ -44,7 +44,12 @@ fn recorded() -> Option<(Statistics, Golden)> {
             assert_eq!(tensor.shape(), [STEPS, STEPS]);
             let number = |b: &[u8]| f64::from(f32::from_le_bytes(b.try_into().unwrap()));
             let similarity = tensor.data().chunks_exact(4).map(number).collect();
-            BlockStatistics { block: name.parse().unwrap(), similarity, mean_l1_difference }
+            BlockStatistics {
+                block: name.parse().unwrap(),
+                similarity,
+                products: Vec::new(),
+                mean_l1_difference,
+            }
         })
         .collect();
     blocks.sort_by_key(|b| b.block);

@@ -44,6 +44,8 @@ pub struct EpisodeScore {
     pub steps: usize,
     /// Chunks predicted.
     pub chunks: usize,
+    /// Chunks predicted from observations outside what the schedule was found with.
+    pub outside: u64,
 }
 
 /// How all went.
@@ -124,6 +126,7 @@ pub fn episode(policy: &mut Policy, seed: u64, noise_seed: u64) -> Result<Episod
     let mut noise = vec![0.0; policy.noise_len()];
     let mut prediction = Prediction::default();
     let (mut steps, mut chunks) = (0, 0);
+    let outside_before = policy.outside();
     while steps < MAX_STEPS && !plane.success() {
         noise::fill(noise_seed, seed, chunks as u64, &mut noise);
         chunks += 1;
@@ -147,7 +150,8 @@ pub fn episode(policy: &mut Policy, seed: u64, noise_seed: u64) -> Result<Episod
             }
         }
     }
-    Ok(EpisodeScore { seed, score: plane.score(), success: plane.success(), steps, chunks })
+    let outside = policy.outside() - outside_before;
+    Ok(EpisodeScore { seed, score: plane.score(), success: plane.success(), steps, chunks, outside })
 }
 
 /// Mean and its standard error (of the sample, n - 1).

@@ -35,5 +35,6 @@ pub mod safety;
 pub mod scene;
 #[cfg(feature = "pusht")]
 pub mod seams;
+pub mod search;
 pub mod threads;
 pub mod trajectory;

@@ -1,6 +1,7 @@
 //! A policy ready to run: package, plan and engine behind one call in the units of the demonstrations.
 
 use refrain_policies::config::PolicyConfig;
+use refrain_policies::coverage::Coverage;
 use refrain_policies::vision::{Frame, Vision};
 
 use crate::engine::{Engine, EngineError};
@@ -15,6 +16,8 @@ pub struct Policy {
     condition: Vec<f32>,
     /// `[T, 1 + A]`, normalised.
     known: Vec<f32>,
+    coverage: Option<Coverage>,
+    outside: u64,
 }
 
 /// What is known of a trajectory before it is denoised.
@@ -49,7 +52,18 @@ impl Policy {
         let observation = vec![0.0; steps * config.observation.size()];
         let condition = vec![0.0; if vision.is_some() { steps * config.condition_size() } else { 0 }];
         let known = vec![0.0; config.architecture.tokens() * (1 + config.action.size())];
-        Self { config, engine, vision, observation, condition, known }
+        Self { config, engine, vision, observation, condition, known, coverage: None, outside: 0 }
+    }
+
+    /// Counts from now on what its schedule was not found with; see [`Policy::outside`].
+    pub fn watch(mut self, coverage: Option<Coverage>) -> Self {
+        self.coverage = coverage;
+        self
+    }
+
+    /// Predictions from observations of which a number lay outside what the schedule was found with.
+    pub fn outside(&self) -> u64 {
+        self.outside
     }
 
     /// What the policy is.
@@ -147,6 +161,8 @@ impl Policy {
             }
             None => &self.observation,
         };
+        let outside = self.coverage.as_ref().is_some_and(|coverage| coverage.outside(condition) > 0);
+        self.outside += u64::from(outside);
         self.engine.infer(condition, noise, &mut out.trajectory_norm)?;
         out.action_pred.clear();
         out.action_pred.extend(out.trajectory_norm.chunks(denoised).flat_map(|token| &token[..actions]));

@@ -119,10 +119,14 @@ fn only_who_is_known_may_drive_and_strangers_are_refused() {
     let (seen_by_viewer, _watching) = counting(&viewer, "pusht/command");
     let (observed_by_viewer, _spying) = counting(&viewer, "pusht/observation");
     let seen_by_strangers: Vec<_> = strangers.iter().map(|bus| counting(bus, "pusht/command")).collect();
-    let bad: Vec<_> =
-        strangers.iter().chain([&viewer]).map(|bus| bus.publisher("pusht/stop", &interface::EMPTY, Traffic::Control).unwrap()).collect();
+    let bad: Vec<_> = strangers
+        .iter()
+        .chain([&viewer])
+        .map(|bus| bus.publisher("pusht/stop", &interface::EMPTY, Traffic::Control).unwrap())
+        .collect();
 
-    let mut observations = known.publisher("pusht/observation", &interface::FLOAT64_MULTI_ARRAY, Traffic::Control).unwrap();
+    let mut observations =
+        known.publisher("pusht/observation", &interface::FLOAT64_MULTI_ARRAY, Traffic::Control).unwrap();
     let mut payload = Vec::new();
     cdr::write_array(&mut payload, &[100.0; 20]);
     let start = clock::now();

@@ -51,6 +51,9 @@ pub enum ScheduleFileError {
     /// Calibrated on nothing.
     #[error("schedule file: calibration.observations: expected at least 1, got 0")]
     NoObservations,
+    /// Ranges of what was observed that are none, or not for this policy.
+    #[error("schedule file: calibration.{0}; search or calibrate again")]
+    Coverage(String),
     /// A nameless method.
     #[error("schedule file: method.name: is empty; if the schedule was made by hand, say `by_hand`")]
     NoMethod,

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::{Architecture, FORMAT as POLICY_FORMAT, Normalizer, NormalizerMode, Provenance, Signal};
+use crate::coverage::Coverage;
 use crate::noise_schedule::BetaSchedule;
 use crate::sampler::{PredictionType, SamplerKind, TimestepSpacing, VarianceType};
 use crate::schedule::ScheduleError;
@@ -77,6 +78,17 @@ fn schedule() -> Schedule {
     Schedule::from_updates(&config().architecture, STEPS, rows).unwrap()
 }
 
+#[test]
+fn coverage_must_fit_the_policy() {
+    let mut wrong = file();
+    let ranges = |n| Some(Coverage { low: vec![-1.0; n], high: vec![1.0; n] });
+    if let Some(calibration) = &mut wrong.calibration {
+        calibration.coverage = ranges(3);
+    }
+    let error = wrong.check(&config(), &hash('a')).unwrap_err().to_string();
+    assert!(error.contains("calibration.coverage") && error.contains("2 numbers each, got 3"), "{error}");
+}
+
 fn file() -> ScheduleFile {
     let mut file = ScheduleFile::new(&config(), &hash('a'), &schedule(), Method::adaptive_caching(3, 0));
     file.calibration = Some(CalibrationData {
@@ -84,6 +96,7 @@ fn file() -> ScheduleFile {
         observations: 32,
         seed: u64::MAX,
         sha256: hash('b'),
+        coverage: Some(Coverage { low: vec![-1.0; 2], high: vec![1.0; 2] }),
     });
     file.report.insert("score".to_owned(), 0.963.into());
     file.report

@@ -10,11 +10,10 @@ use refrain_policies::package::Package;
 use refrain_policies::plan::{Plan, Probed};
 use refrain_policies::schedule::{self, Schedule};
 use refrain_policies::schedule_file::{CalibrationData, Method, ScheduleFile};
-use sha2::{Digest, Sha256};
 
 use super::progress::Progress;
+use super::recorded::Recorded;
 use super::selection::{SamplerArgs, load};
-use super::tensors::{self, TensorFile};
 use super::{Outcome, say};
 use crate::engine::Engine;
 use crate::engine::cpu::CpuEngine;
@@ -25,8 +24,8 @@ use crate::noise;
 pub(super) struct Args {
     /// Policy package; the schedule goes into its `schedules` folder.
     policy: PathBuf,
-    /// Adaptive caching: update steps per block. Needs --observations.
-    #[arg(long, value_name = "M", group = "how", requires = "observations")]
+    /// Adaptive caching: update steps per block, found on recorded observations.
+    #[arg(long, value_name = "M", group = "how")]
     updates: Option<usize>,
     /// Adaptive caching: blocks that also update with the feed-forward blocks after them.
     #[arg(long, value_name = "N", default_value_t = 0, requires = "updates")]
@@ -46,8 +45,8 @@ pub(super) struct Args {
     /// Any table: a TOML or JSON file with one list of update steps per block.
     #[arg(long, value_name = "FILE", group = "how")]
     table: Option<PathBuf>,
-    /// Safetensors file with recorded observations `obs_raw` [B,To,O], F32, raw units; for a policy with cameras what
-    /// `eval --record` writes.
+    /// Safetensors file with recorded observations `obs_raw` [B,To,O], F32, raw units, or for a policy with cameras what
+    /// `eval --record` writes; otherwise the package's own.
     #[arg(long, value_name = "FILE")]
     observations: Option<PathBuf>,
     /// Observations to use, evenly taken from the file.
@@ -127,15 +126,10 @@ impl Args {
         package: &Arc<Package>,
         config: &PolicyConfig,
     ) -> Result<(adaptive_caching::Statistics, CalibrationData), Box<dyn std::error::Error>> {
-        let path = self.observations.as_deref().ok_or("--updates needs --observations FILE")?;
         let a = &config.architecture;
-        let (to, o) = (a.n_obs_steps, config.condition_size());
-        let all =
-            TensorFile::read(path)?.take(tensors::observed(config), &format!("[B, {to}, {o}]"), |s| {
-                s.len() == 3 && s[1..] == [to, o] && s[0] > 0
-            })?;
-        let found = all.shape[0];
-        let used = self.limit.clamp(1, found);
+        let recorded = Recorded::read(&self.policy, self.observations.as_deref(), config)?;
+        let observations = recorded.evenly(self.limit);
+        let used = observations.len();
         let steps = config.sampler.inference_steps;
         let blocks = schedule::blocks(a);
         let mut calibration = Calibration::new(blocks.clone(), steps, a.trunk_tokens() * a.width)?;
@@ -146,13 +140,9 @@ impl Args {
         let mut trajectory = vec![0.0; plan.trajectory.len()];
         let mut outputs = vec![0.0; steps * blocks.len() * a.trunk_tokens() * a.width];
         let progress = Progress::new();
-        for i in 0..used {
-            let mut observation = all.data[(i * found / used) * to * o..][..to * o].to_vec();
-            if config.cameras.is_empty() {
-                config.observation.normalizer.normalize(&mut observation);
-            }
+        for (i, observation) in observations.iter().enumerate() {
             noise::fill(self.seed, 0, i as u64, &mut draw);
-            engine.infer(&observation, &draw, &mut trajectory)?;
+            engine.infer(observation, &draw, &mut trajectory)?;
             let size = a.trunk_tokens() * a.width;
             for probe in &plan.probes {
                 if let Probed::Block(block) = probe.what {
@@ -162,18 +152,11 @@ impl Args {
                         .copy_from_slice(&engine.probe(probe));
                 }
             }
-            calibration.add(&observation, &outputs)?;
+            calibration.add(observation, &outputs)?;
             progress.show(format_args!("observation {} of {used}", i + 1));
         }
         drop(progress);
-        let bytes = std::fs::read(path)?;
-        let data = CalibrationData {
-            source: path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
-            observations: used,
-            seed: self.seed,
-            sha256: Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect(),
-        };
-        Ok((calibration.finish()?, data))
+        Ok((calibration.finish()?, recorded.data(used, self.seed)))
     }
 }
 

@@ -83,6 +83,12 @@ impl Args {
             clock::seconds(clock::now() - start),
             options.workers
         );
+        let outside: u64 = report.episodes.iter().map(|e| e.outside).sum();
+        if outside > 0 {
+            say!(
+                "{outside} of {chunks} observations lie outside what the schedule was found with; search again on these"
+            );
+        }
         if let (Some(path), Some(observed)) = (&self.record, observed) {
             let c = &selected.config;
             let (to, size) = (c.architecture.n_obs_steps, c.condition_size());
@@ -122,7 +128,7 @@ pub(super) fn run(
             Some(seen) => Box::new(Recorder { inner: engine, seen: Arc::clone(seen) }),
             None => engine,
         };
-        Policy::seeing(selected.config.clone(), engine, vision)
+        Policy::seeing(selected.config.clone(), engine, vision).watch(selected.coverage.clone())
     };
     let done = AtomicUsize::new(0);
     let sum = Mutex::new(0.0);

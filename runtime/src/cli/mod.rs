@@ -14,6 +14,7 @@ mod infer;
 mod jitter;
 mod plan;
 mod progress;
+mod recorded;
 mod replay;
 #[cfg(feature = "pusht")]
 mod report;
@@ -21,6 +22,7 @@ mod run;
 mod rungs;
 #[cfg(feature = "pusht")]
 mod seams;
+mod search;
 mod selection;
 #[cfg(feature = "pusht")]
 mod soak;
@@ -68,6 +70,8 @@ enum Command {
     Plan(plan::Args),
     /// Make a cache schedule from recorded observations.
     Calibrate(calibrate::Args),
+    /// Find the best schedule for a deadline or a budget, from recorded observations.
+    Search(search::Args),
     /// Time a policy on this machine, beside the floor that the machine sets; or measure how chunks join.
     #[command(args_conflicts_with_subcommands = true)]
     Bench(Benches),
@@ -141,6 +145,7 @@ pub fn main() -> ExitCode {
         Command::Infer(args) => args.run(),
         Command::Plan(args) => args.run(),
         Command::Calibrate(args) => args.run(),
+        Command::Search(args) => args.run(),
         Command::Bench(args) => args.run(),
         Command::Doctor(args) => args.run(),
         Command::Run(args) => args.run(),

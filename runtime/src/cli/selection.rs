@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use refrain_policies::config::PolicyConfig;
+use refrain_policies::coverage::Coverage;
 use refrain_policies::package::Package;
 use refrain_policies::plan::Plan;
 use refrain_policies::sampler::{SamplerConfig, SamplerKind};
@@ -128,6 +129,8 @@ pub(super) struct Selected {
     pub(super) name: String,
     /// Whether chunks are inpainted.
     pub(super) joining: bool,
+    /// What the schedule was found with, if its file says so.
+    pub(super) coverage: Option<Coverage>,
 }
 
 impl Selected {
@@ -146,7 +149,7 @@ impl Selected {
                 return Err(SelectionError::Sampler { problems }.into());
             }
             let schedule = Schedule::full(&config.architecture, config.sampler.inference_steps);
-            return Ok(Self { package, config, schedule, name: FULL.into(), joining: false });
+            return Ok(Self { package, config, schedule, name: FULL.into(), joining: false, coverage: None });
         }
         let known = ScheduleFile::names(folder)?;
         if !known.iter().any(|name| name == schedule) {
@@ -173,7 +176,8 @@ impl Selected {
         }
         config.sampler = file.sampler.clone();
         let schedule = file.check(&config, &package.weights_sha256())?;
-        Ok(Self { package, config, schedule, name: name.into(), joining: false })
+        let coverage = file.calibration.as_ref().and_then(|c| c.coverage.clone());
+        Ok(Self { package, config, schedule, name: name.into(), joining: false, coverage })
     }
 
     /// The compiled plan.

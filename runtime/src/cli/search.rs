@@ -1,0 +1,274 @@
+//! `refrain search`: the best schedule that fits a deadline or a budget.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use refrain_policies::config::PolicyConfig;
+use refrain_policies::package::Package;
+use refrain_policies::plan::Plan;
+use refrain_policies::sampler::SamplerConfig;
+use refrain_policies::schedule::{self, Schedule};
+use refrain_policies::schedule_file::{Method, ScheduleFile};
+
+use super::progress::Progress;
+use super::recorded::Recorded;
+use super::selection::{EngineArgs, load};
+use super::{Outcome, say};
+use crate::clock;
+use crate::engine::cpu::CpuWeights;
+use crate::noise;
+use crate::search::candidate::Candidate;
+use crate::search::cost::{self, Counts, KINDS, Prices};
+use crate::search::journal::Journal;
+use crate::search::study::{self, Part, Study};
+use crate::search::{Found, Search};
+
+#[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("limit").required(true))]
+pub(super) struct Args {
+    /// Policy package; the schedule goes into its `schedules` folder.
+    policy: PathBuf,
+    /// Longest time of one inference on this machine, such as 5ms.
+    #[arg(long, value_name = "TIME", group = "limit")]
+    deadline: Option<Milliseconds>,
+    /// Most block computations of one inference.
+    #[arg(long, value_name = "N", group = "limit")]
+    budget: Option<usize>,
+    /// Safetensors file with recorded observations; otherwise the package's own.
+    #[arg(long, value_name = "FILE")]
+    observations: Option<PathBuf>,
+    /// Observations to search on, evenly taken from the first part of the file.
+    #[arg(long, value_name = "B", default_value_t = 48)]
+    searched: usize,
+    /// Observations held out for the report, evenly taken from the last third of the file.
+    #[arg(long, value_name = "B", default_value_t = 32)]
+    held_out: usize,
+    /// Schedules to measure at most, per sampler.
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    evaluations: usize,
+    /// Only the policy's own sampler.
+    #[arg(long)]
+    own_sampler: bool,
+    /// Seed of the noise.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Name of the schedule; otherwise made from the limit. With the sampler's name behind it for all but the best.
+    #[arg(long)]
+    name: Option<String>,
+    /// What was measured is kept here, so that a stopped search goes on; otherwise beside the schedules.
+    #[arg(long, value_name = "FILE")]
+    journal: Option<PathBuf>,
+}
+
+/// A time such as `5ms`, `0.5s`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Milliseconds(f64);
+
+impl FromStr for Milliseconds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("expected a time such as 5ms or 0.1s, got {text:?}");
+        let (number, factor) = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
+            (Some(number), _) => (number, 1.0),
+            (None, Some(number)) => (number, 1e3),
+            _ => return Err(wrong()),
+        };
+        let value = number.trim().parse::<f64>().map_err(|_| wrong())? * factor;
+        if value > 0.0 && value.is_finite() { Ok(Self(value)) } else { Err(wrong()) }
+    }
+}
+
+/// Observations whose statistics fit forecasts.
+const STATISTICS: usize = 12;
+/// Rounds in which probe plans are timed; the median counts.
+const ROUNDS: usize = 9;
+
+impl Args {
+    pub(super) fn run(self) -> Outcome {
+        let package = load(&self.policy)?;
+        let config = package.config.clone();
+        let recorded = Recorded::read(&self.policy, self.observations.as_deref(), &config)?;
+        let observations = recorded.parts(self.searched, self.held_out)?;
+        let (used, threads) = (self.searched, self.engine.threads());
+        let study = Study::new(Arc::clone(&package), observations, self.held_out, self.seed, threads);
+        let progress = Progress::new();
+        let prices = self.prices(&package, &config, &progress)?;
+        say!(
+            "prices on this machine, {} plans timed, worst error {:.0} %:",
+            prices.plans,
+            100.0 * prices.worst
+        );
+        for (kind, price) in KINDS.iter().zip(prices.milliseconds) {
+            say!("  {kind:<18} {:>9.2} us", 1e3 * price);
+        }
+        let cost =
+            |sampler: &SamplerConfig, schedule: &Schedule| -> Result<f64, Box<dyn std::error::Error>> {
+                Ok(prices.of(&Counts::of(&Plan::compile(&study.config(sampler), schedule)?)))
+            };
+        let allowed = |c: &Candidate| match (self.budget, self.deadline) {
+            (Some(budget), _) => Ok(c.computations() <= budget),
+            (None, Some(deadline)) => {
+                Ok(cost(&c.sampler, &c.schedule(&config.architecture, None)?)? <= deadline.0)
+            }
+            (None, None) => Ok(true),
+        };
+        let blocks = schedule::blocks(&config.architecture).len();
+        let most = self.budget.map_or(config.sampler.train_steps, |budget| budget / blocks);
+        let mut samplers = vec![config.sampler.clone()];
+        if !self.own_sampler {
+            samplers.push(study::finest_ddim(&config.sampler));
+        }
+        let name = self.name.clone().unwrap_or_else(|| match (self.budget, self.deadline) {
+            (Some(budget), _) => format!("search{budget}"),
+            (None, deadline) => {
+                format!("search_{}us", deadline.map_or(0.0, |d| d.0 * 1e3).round())
+            }
+        });
+        let path = self.journal.clone().unwrap_or_else(|| self.policy.join("schedules").join("search.jsonl"));
+        let about = format!(
+            "study: weights {}, observations {} ({used}), seed {}",
+            package.weights_sha256(),
+            recorded.sha256,
+            self.seed
+        );
+        let mut journal = Journal::open(&path, &about).map_err(|e| format!("{}: {e}", path.display()))?;
+        let mut best: Vec<(f64, Found, Schedule)> = Vec::new();
+        for sampler in samplers {
+            progress.show(format_args!("{}: collecting statistics", sampler.label()));
+            let statistics = study.statistics(&sampler, STATISTICS)?;
+            let mut search = Search {
+                study: &study,
+                journal: &mut journal,
+                statistics: Some(&statistics),
+                allowed: &allowed,
+                evaluations: self.evaluations,
+                progress: &|line| progress.show(line),
+            };
+            let Some(found) = search.run(&sampler, most)? else { continue };
+            let schedule = found.candidate.schedule(&config.architecture, Some(&statistics))?;
+            let error = study.policy_error(&sampler, &schedule, Part::HeldOut)?;
+            best.push((error.mean, found, schedule));
+        }
+        drop(progress);
+        best.sort_by(|a, b| a.0.total_cmp(&b.0));
+        if best.is_empty() {
+            return Err(
+                "nothing fits: even one update of all blocks costs more; allow more time or computations"
+                    .into(),
+            );
+        }
+        for (i, (_, found, schedule)) in best.iter().enumerate() {
+            let sampler = &found.candidate.sampler;
+            let name = if i == 0 { name.clone() } else { format!("{name}_{}", sampler.label()) };
+            let mut file = ScheduleFile::new(
+                &study.config(sampler),
+                &package.weights_sha256(),
+                schedule,
+                self.method(found)?,
+            );
+            file.calibration = Some(recorded.data(used, self.seed));
+            let ms = cost(sampler, schedule)?;
+            self.report(&study, found, schedule, ms, &mut file)?;
+            let path = file.save(&self.policy, &name)?;
+            say!(
+                "{}: {} block computations, {ms:.2} ms by the prices; action error against the full policy {:.4}, \
+                 against full {} {:.4} (held-out observations)",
+                path.display(),
+                schedule.updates(),
+                study.policy_error(sampler, schedule, Part::HeldOut)?.mean,
+                sampler.label(),
+                study.own_error(sampler, schedule, Part::HeldOut)?.mean
+            );
+        }
+        say!(
+            "two samplers differ in every action: let a score decide, refrain report {}",
+            self.policy.display()
+        );
+        Ok(())
+    }
+
+    fn method(&self, found: &Found) -> Result<Method, Box<dyn std::error::Error>> {
+        let forecasts: Vec<toml::Value> = found
+            .candidate
+            .updates
+            .iter()
+            .map(|u| format!("{} {}", u.step, u.forecast.name()).into())
+            .collect();
+        let mut method = Method::named("search").with("forecasts", forecasts);
+        if let Some(budget) = self.budget {
+            method = method.with("budget", i64::try_from(budget)?);
+        }
+        if let Some(deadline) = self.deadline {
+            method = method.with("deadline_ms", deadline.0);
+        }
+        Ok(method.with("evaluations", i64::try_from(self.evaluations)?))
+    }
+
+    fn report(
+        &self,
+        study: &Study,
+        found: &Found,
+        schedule: &Schedule,
+        ms: f64,
+        file: &mut ScheduleFile,
+    ) -> Outcome {
+        let rounded = |value: f64| (value * 1e5).round() / 1e5;
+        let sampler = &found.candidate.sampler;
+        let mut put = |key: &str, value: f64| file.report.insert(key.into(), rounded(value).into());
+        for (part, label) in [(Part::Searched, "searched"), (Part::HeldOut, "held_out")] {
+            let (own, policy) =
+                (study.own_error(sampler, schedule, part)?, study.policy_error(sampler, schedule, part)?);
+            put(&format!("{label}_error_own_sampler"), own.mean);
+            put(&format!("{label}_error_own_sampler_worst"), own.worst);
+            put(&format!("{label}_error_policy"), policy.mean);
+            put(&format!("{label}_error_policy_rms"), policy.rms);
+        }
+        put("predicted_ms", ms);
+        Ok(())
+    }
+
+    /// Times the probe plans on the chosen engine, in turns, and fits prices to their medians.
+    fn prices(
+        &self,
+        package: &Arc<Package>,
+        config: &PolicyConfig,
+        progress: &Progress,
+    ) -> Result<Prices, Box<dyn std::error::Error>> {
+        let weights = CpuWeights::new(Arc::clone(package));
+        let mut engines = Vec::new();
+        for (config, schedule) in cost::probes(config)? {
+            let plan = Arc::new(Plan::compile(&config, &schedule)?);
+            engines.push((
+                Counts::of(&plan),
+                self.engine.make(&weights, Arc::clone(&plan))?,
+                plan,
+                Vec::new(),
+            ));
+        }
+        for round in 0..ROUNDS {
+            progress.show(format_args!("timing plans, round {} of {ROUNDS}", round + 1));
+            for (_, engine, plan, times) in &mut engines {
+                let mut draw = vec![0.0; plan.noise_len()];
+                let mut trajectory = vec![0.0; plan.trajectory.len()];
+                noise::fill(self.seed, 0, round as u64, &mut draw);
+                let observation = vec![0.0; plan.observation.len()];
+                let start = clock::now();
+                engine.infer(&observation, &draw, &mut trajectory)?;
+                times.push((clock::now() - start) as f64 * 1e-6);
+            }
+        }
+        let timed: Vec<(Counts, f64)> = engines
+            .into_iter()
+            .map(|(counts, _, _, mut times)| {
+                times.sort_by(f64::total_cmp);
+                (counts, times[times.len() / 2])
+            })
+            .collect();
+        Ok(Prices::fit(&timed)
+            .ok_or("the timed plans give no finite prices; time again on a quiet machine")?)
+    }
+}

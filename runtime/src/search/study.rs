@@ -1,0 +1,231 @@
+//! What a schedule is worth: the error of its executed actions against the full policy, on recorded observations
+//! with the same noise.
+//!
+//! One part of the observations is searched on, the other is held out for the report. A candidate with another
+//! sampler starts from the same noise; it is compared with its own sampler at every training step as well, since
+//! two samplers that are equally good still differ in every single action.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use refrain_policies::adaptive_caching::Statistics;
+use refrain_policies::calibration::Calibration;
+use refrain_policies::config::PolicyConfig;
+use refrain_policies::package::Package;
+use refrain_policies::plan::{Plan, Probed};
+use refrain_policies::sampler::{SamplerConfig, SamplerKind};
+use refrain_policies::schedule::{self, Schedule};
+
+use crate::engine::Engine;
+use crate::engine::cpu::{CpuEngine, CpuWeights, Isa, Program};
+use crate::{noise, threads};
+
+/// Observations, noise, and what the full policy does with them.
+pub struct Study {
+    package: Arc<Package>,
+    weights: Arc<CpuWeights>,
+    /// `[To, O]`, normalised.
+    observations: Vec<Vec<f32>>,
+    /// How many of them are searched on; the others are held out.
+    searched: usize,
+    seed: u64,
+    threads: usize,
+    /// Trajectories of full runs, by sampler.
+    full: Mutex<HashMap<String, Arc<Vec<Vec<f32>>>>>,
+}
+
+/// Error of executed actions, normalised units.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct ActionError {
+    /// Mean over observations of the root mean square over a chunk: what is searched by, since one observation on
+    /// which the policy takes another of several good ways does not drown the others.
+    pub mean: f64,
+    /// Root mean square over everything.
+    pub rms: f64,
+    /// Largest.
+    pub worst: f64,
+}
+
+/// Which observations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Those that are searched on.
+    Searched,
+    /// Those that only the report sees.
+    HeldOut,
+}
+
+impl Study {
+    /// Over normalised observations, the last `held_out` of them kept for the report.
+    pub fn new(
+        package: Arc<Package>,
+        observations: Vec<Vec<f32>>,
+        held_out: usize,
+        seed: u64,
+        threads: usize,
+    ) -> Self {
+        let searched = observations.len().saturating_sub(held_out);
+        let weights = CpuWeights::new(Arc::clone(&package));
+        Self { package, weights, observations, searched, seed, threads, full: Mutex::default() }
+    }
+
+    /// The policy's configuration with another sampler.
+    pub fn config(&self, sampler: &SamplerConfig) -> PolicyConfig {
+        PolicyConfig { sampler: sampler.clone(), ..self.package.config.clone() }
+    }
+
+    /// What is studied.
+    pub fn package(&self) -> &Arc<Package> {
+        &self.package
+    }
+
+    /// The observations of a part.
+    pub fn observations(&self, part: Part) -> &[Vec<f32>] {
+        &self.observations[self.range(part)]
+    }
+
+    fn range(&self, part: Part) -> Range<usize> {
+        match part {
+            Part::Searched => 0..self.searched,
+            Part::HeldOut => self.searched..self.observations.len(),
+        }
+    }
+
+    /// Error against the full run of the candidate's own sampler.
+    pub fn own_error(
+        &self,
+        sampler: &SamplerConfig,
+        schedule: &Schedule,
+        part: Part,
+    ) -> Result<ActionError, Box<dyn std::error::Error>> {
+        let own = if sampler.kind == self.package.config.sampler.kind {
+            self.package.config.sampler.clone()
+        } else {
+            finest(sampler)
+        };
+        self.error(sampler, schedule, &own, part)
+    }
+
+    /// Error against the full policy.
+    pub fn policy_error(
+        &self,
+        sampler: &SamplerConfig,
+        schedule: &Schedule,
+        part: Part,
+    ) -> Result<ActionError, Box<dyn std::error::Error>> {
+        self.error(sampler, schedule, &self.package.config.sampler, part)
+    }
+
+    fn error(
+        &self,
+        sampler: &SamplerConfig,
+        schedule: &Schedule,
+        reference: &SamplerConfig,
+        part: Part,
+    ) -> Result<ActionError, Box<dyn std::error::Error>> {
+        let key = format!("{reference:?}");
+        let found = self.full.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let full = match found {
+            Some(full) => full,
+            None => {
+                let config = self.config(reference);
+                let schedule = Schedule::full(&config.architecture, reference.inference_steps);
+                let full = Arc::new(self.run(reference, &schedule, 0..self.observations.len())?);
+                self.full.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Arc::clone(&full));
+                full
+            }
+        };
+        let range = self.range(part);
+        let got = self.run(sampler, schedule, range.clone())?;
+        let c = &self.package.config;
+        let (n, moved, executed) = (c.denoised_size(), c.action.size(), c.architecture.executed());
+        let (mut mean, mut squares, mut worst, mut count) = (0.0, 0.0, 0.0f64, 0.0);
+        for (a, b) in got.iter().zip(&full[range]) {
+            let differences =
+                executed.clone().flat_map(|t| t * n..t * n + moved).map(|i| f64::from(a[i] - b[i]));
+            let (sum, numbers) = differences.fold((0.0, 0.0), |(sum, numbers), d| {
+                worst = if d.is_finite() { worst.max(d.abs()) } else { f64::INFINITY };
+                (sum + d * d, numbers + 1.0)
+            });
+            mean += (sum / numbers).sqrt() / got.len() as f64;
+            squares += sum;
+            count += numbers;
+        }
+        let finite = |v: f64| if v.is_finite() { v } else { f64::MAX };
+        Ok(ActionError { mean: finite(mean), rms: finite((squares / count).sqrt()), worst: finite(worst) })
+    }
+
+    /// Statistics of all blocks over at most `most` of the searched observations, for a sampler's full run.
+    pub fn statistics(
+        &self,
+        sampler: &SamplerConfig,
+        most: usize,
+    ) -> Result<Statistics, Box<dyn std::error::Error>> {
+        let config = self.config(sampler);
+        let a = &config.architecture;
+        let (steps, blocks) = (sampler.inference_steps, schedule::blocks(a));
+        let size = a.trunk_tokens() * a.width;
+        let plan = Arc::new(Plan::traced(&config, &Schedule::full(a, steps))?);
+        let program = Program::new(&self.weights, Arc::clone(&plan), Isa::detect())?;
+        let mut engine = CpuEngine::on(program, self.threads)?;
+        let mut calibration = Calibration::new(blocks.clone(), steps, size)?;
+        let (mut draw, mut trajectory) = (vec![0.0; plan.noise_len()], vec![0.0; plan.trajectory.len()]);
+        let mut outputs = vec![0.0; steps * blocks.len() * size];
+        for (i, observation) in self.observations(Part::Searched).iter().take(most).enumerate() {
+            noise::fill(self.seed, u64::MAX, i as u64, &mut draw);
+            engine.infer(observation, &draw, &mut trajectory)?;
+            for probe in &plan.probes {
+                if let Probed::Block(block) = probe.what {
+                    let row =
+                        blocks.iter().position(|b| *b == block).ok_or("the plan probes an unknown block")?;
+                    outputs[(probe.step * blocks.len() + row) * size..][..size]
+                        .copy_from_slice(&engine.probe(probe));
+                }
+            }
+            calibration.add(observation, &outputs)?;
+        }
+        Ok(calibration.finish()?)
+    }
+
+    /// Trajectories for some observations, in parallel, one engine per thread.
+    fn run(
+        &self,
+        sampler: &SamplerConfig,
+        schedule: &Schedule,
+        range: Range<usize>,
+    ) -> Result<Vec<Vec<f32>>, Box<dyn std::error::Error>> {
+        let plan = Arc::new(Plan::compile(&self.config(sampler), schedule)?);
+        let program = Program::new(&self.weights, Arc::clone(&plan), Isa::detect())?;
+        let workers = self.threads.clamp(1, range.len().max(1));
+        let parts = threads::in_parallel("search", workers, |worker| {
+            let mut engine = CpuEngine::on(Arc::clone(&program), 1)?;
+            let mut draw = vec![0.0; plan.noise_len()];
+            let share = range.len() * worker / workers..range.len() * (worker + 1) / workers;
+            share
+                .map(|i| {
+                    let mut trajectory = vec![0.0; plan.trajectory.len()];
+                    let i = range.start + i;
+                    noise::fill(self.seed, u64::MAX, i as u64, &mut draw);
+                    engine.infer(&self.observations[i], &draw, &mut trajectory)?;
+                    Ok(trajectory)
+                })
+                .collect::<Result<Vec<_>, crate::engine::EngineError>>()
+        });
+        let mut all = Vec::with_capacity(range.len());
+        for part in parts {
+            all.extend(part?);
+        }
+        Ok(all)
+    }
+}
+
+/// The same kind of sampler at every training step.
+pub fn finest(sampler: &SamplerConfig) -> SamplerConfig {
+    SamplerConfig { steps_offset: 0, ..sampler.with(sampler.kind, sampler.train_steps) }
+}
+
+/// DDIM at every training step.
+pub fn finest_ddim(sampler: &SamplerConfig) -> SamplerConfig {
+    finest(&sampler.with(SamplerKind::Ddim, sampler.train_steps))
+}
