@@ -5,6 +5,7 @@ use refrain_policies::config::PolicyConfig;
 
 use super::*;
 use crate::config::{ConfigError, KindChoice, Robot, RobotConfig};
+use crate::planner::Replan;
 
 const EXAMPLE: &str = include_str!("../../../examples/pusht/robot.toml");
 const POLICY: &str = include_str!("../../../policies/pusht-small/policy.toml");
@@ -156,7 +157,11 @@ fn is_sound(robot: &Robot) -> bool {
     robot.control.period > 0
         && robot.control.command_validity > 0
         && robot.control.max_observation_age > 0
-        && robot.replan_after > 0
+        && match robot.replan {
+            Replan::After(actions) => actions > 0,
+            Replan::Every(period) => period > 0,
+            Replan::Always => true,
+        }
         && robot.control.limits.iter().all(|limits| {
             limits.velocity > 0.0
                 && limits.acceleration.is_finite()
