@@ -391,6 +391,7 @@ impl Control {
 
     /// The robot is not ours: start again from where it is, with what is seen after now.
     fn release(&mut self, now: Time) {
+        self.gate.let_go();
         self.engaged = false;
         self.chunk = 0;
         self.resume_after = now + 1;

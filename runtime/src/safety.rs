@@ -227,6 +227,16 @@ impl Gate {
         Ok(())
     }
 
+    /// The robot is somebody else's: nothing of ours moves any more.
+    pub fn let_go(&mut self) {
+        self.velocity = [0.0; MAX_JOINTS];
+        for (command, limits) in self.command.iter_mut().zip(&self.limits) {
+            if limits.kind == Kind::Velocity {
+                *command = 0.0;
+            }
+        }
+    }
+
     /// One tick: toward the target if all is well, else braking.
     pub fn pass(&mut self, now: Time, request: &Request<'_>) -> Verdict {
         match self.judge(now, request) {

@@ -49,8 +49,8 @@ fn record_a_is_record_b_is_replay_a() {
     let (metadata, messages) = record::read(&a).unwrap();
     let count = |is: fn(&Message) -> bool| messages.iter().filter(|m| is(m)).count();
     let ticks = count(|m| matches!(m, Message::Tick(_)));
-    assert_eq!(ticks, 600);
-    assert!(count(|m| matches!(m, Message::Inference(_))) >= 7);
+    assert!(ticks >= 200 && ticks.is_multiple_of(10), "{ticks}");
+    assert!(count(|m| matches!(m, Message::Inference(_))) >= 3);
     let config = RobotConfig::parse(&metadata[replay::ROBOT]).unwrap();
     let mut robot = config.resolve(&builtin::package().unwrap().config).unwrap();
     robot.episode = metadata[replay::EPISODE].parse().unwrap();
