@@ -208,7 +208,7 @@ impl ScheduleFile {
         }
         self.check_sampler(&config.sampler)?;
         let coverage = self.calibration.as_ref().and_then(|c| c.coverage.as_ref());
-        if let Some(problem) = coverage.and_then(|c| c.problem(config.observation.size())) {
+        if let Some(problem) = coverage.and_then(|c| c.problem(config.condition_size())) {
             return Err(ScheduleFileError::Coverage(problem));
         }
         Ok(Schedule::new(&config.architecture, self.timesteps.len(), self.cells(config)?)?)
