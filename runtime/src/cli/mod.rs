@@ -7,6 +7,7 @@ mod demo;
 mod doctor;
 #[cfg(feature = "pusht")]
 mod evaluate;
+mod forecasts;
 mod import;
 mod infer;
 mod plan;
@@ -52,6 +53,8 @@ enum Command {
     Calibrate(calibrate::Args),
     /// Find the best schedule for a deadline or a budget, from recorded observations.
     Search(search::Args),
+    /// Compare the published forecasts on a schedule's update steps.
+    Forecasts(forecasts::Args),
     /// Time a policy on this machine, beside the floor that the machine sets.
     Bench(bench::Args),
     /// Show what this machine offers, what is chosen and why, and test every engine.
@@ -93,6 +96,7 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => args.run(),
         Command::Calibrate(args) => args.run(),
         Command::Search(args) => args.run(),
+        Command::Forecasts(args) => args.run(),
         Command::Bench(args) => args.run(),
         Command::Doctor(args) => args.run(),
         Command::Run(args) => args.run(),
