@@ -168,7 +168,49 @@ fn calibrate_writes_schedules_that_run() {
     assert!(late.contains("[0, 21, 39, 55, 68, 79, 88, 94, 98, 99]"), "{late}");
     fails(&[&calibrate[..], &["--late", "10", "--power", "nan"]].concat(), &["--power", "NaN"]);
     fails(&[&calibrate[..], &["--aligned", "1,2"]].concat(), &["step 0"]);
-    fails(&[&calibrate[..], &["--updates", "3"]].concat(), &["--observations"]);
+    fails(&[&calibrate[..], &["--updates", "3"]].concat(), &["observations.safetensors", "--observations"]);
+}
+
+#[test]
+fn search_finds_a_schedule_that_runs_and_goes_on_where_it_was() {
+    let (folder, _) = folder(1);
+    let package = folder.path().join("policy");
+    std::fs::create_dir(&package).unwrap();
+    for file in ["policy.toml", "weights.safetensors", "observations.safetensors"] {
+        std::fs::copy(Path::new(SMALL).join(file), package.join(file)).unwrap();
+    }
+    let search =
+        ["search", path(&package), "--engine", "cpu", "--own-sampler", "--searched", "4", "--held-out", "2"];
+    let budget = ["--budget", "60", "--evaluations", "20", "--name", "found"];
+    let said = succeeds(&[&search[..], &budget].concat());
+    assert!(said.contains("found.toml") && said.contains("held-out"), "{said}");
+    let found = std::fs::read_to_string(package.join("schedules/found.toml")).unwrap();
+    assert!(found.contains("coverage") && found.contains("held_out_error_policy"), "{found}");
+    let svg = folder.path().join("plan.svg");
+    let plan = succeeds(&["plan", path(&package), "--schedule", "found", "--svg", path(&svg)]);
+    assert!(plan.contains("60 of 1200"), "{plan}");
+    // What was measured is not measured again, and a line that was cut off is passed over.
+    let journal = package.join("schedules/search.jsonl");
+    let measured = std::fs::read_to_string(&journal).unwrap();
+    let cut = measured.trim_end().len() - 9;
+    std::fs::write(&journal, format!("{}\n", &measured[..cut])).unwrap();
+    succeeds(&[&search[..], &budget[..4], &["--name", "again"]].concat());
+    let again = std::fs::read_to_string(&journal).unwrap();
+    assert_eq!(again.lines().count(), measured.lines().count() + 1, "{again}");
+    let rows = |name: &str| -> Vec<String> {
+        let text = std::fs::read_to_string(package.join("schedules").join(name)).unwrap();
+        text.lines().filter(|line| line.starts_with("\"layer")).map(str::to_owned).collect()
+    };
+    assert_eq!(rows("found.toml").len(), 12);
+    assert_eq!(rows("found.toml"), rows("again.toml"));
+    let page = folder.path().join("forecasts.md");
+    let forecasts = ["forecasts", path(&package), "--schedule", "found", "--fitted", "4", "--held-out", "2"];
+    let said = succeeds(&[&forecasts[..], &["--out", path(&page)]].concat());
+    assert!(said.contains("| found | taylor2, gated |") && said.contains("| found | fitted3 |"), "{said}");
+    fails(&[&search[..], &["--budget", "5"]].concat(), &["nothing fits"]);
+    fails(&[&search[..], &["--deadline", "5"]].concat(), &["such as 5ms", "\"5\""]);
+    let many = ["search", path(&package), "--budget", "60", "--searched", "4", "--held-out", "9999"];
+    fails(&many, &["10003", "record more"]);
 }
 
 #[cfg(feature = "pusht")]

@@ -8,6 +8,7 @@ mod demo;
 mod doctor;
 #[cfg(feature = "pusht")]
 mod evaluate;
+mod forecasts;
 mod import;
 mod infer;
 #[cfg(feature = "pusht")]
@@ -72,6 +73,8 @@ enum Command {
     Calibrate(calibrate::Args),
     /// Find the best schedule for a deadline or a budget, from recorded observations.
     Search(search::Args),
+    /// Compare the published forecasts on a schedule's update steps.
+    Forecasts(forecasts::Args),
     /// Time a policy on this machine, beside the floor that the machine sets; or measure how chunks join.
     #[command(args_conflicts_with_subcommands = true)]
     Bench(Benches),
@@ -146,6 +149,7 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => args.run(),
         Command::Calibrate(args) => args.run(),
         Command::Search(args) => args.run(),
+        Command::Forecasts(args) => args.run(),
         Command::Bench(args) => args.run(),
         Command::Doctor(args) => args.run(),
         Command::Run(args) => args.run(),

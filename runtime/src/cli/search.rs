@@ -1,5 +1,6 @@
 //! `refrain search`: the best schedule that fits a deadline or a budget.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -146,6 +147,7 @@ impl Args {
                 statistics: Some(&statistics),
                 allowed: &allowed,
                 evaluations: self.evaluations,
+                seen: HashSet::new(),
                 progress: &|line| progress.show(line),
             };
             let Some(found) = search.run(&sampler, most)? else { continue };

@@ -56,6 +56,7 @@ pub fn key(sampler: &SamplerConfig, schedule: &Schedule) -> String {
 impl Journal {
     /// Opens a journal for a study; one of another study is begun anew. A line that was cut off is passed over.
     pub fn open(path: &Path, study: &str) -> io::Result<Self> {
+        path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
         let text = std::fs::read_to_string(path).unwrap_or_default();
         let mut lines = text.lines();
         let same = lines.next() == Some(study);

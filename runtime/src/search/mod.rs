@@ -14,6 +14,7 @@ pub mod cost;
 pub mod journal;
 pub mod study;
 
+use std::collections::HashSet;
 use std::fmt::Arguments;
 
 use refrain_policies::adaptive_caching::Statistics;
@@ -56,6 +57,8 @@ pub struct Search<'a> {
     pub allowed: &'a dyn Fn(&Candidate) -> Result<bool, Failure>,
     /// Evaluations left.
     pub evaluations: usize,
+    /// Candidates that took one of them, by their keys in the journal.
+    pub seen: HashSet<String>,
     /// Told now and then.
     pub progress: &'a dyn Fn(Arguments<'_>),
 }
@@ -96,10 +99,11 @@ impl Search<'_> {
         }
         let schedule = candidate.schedule(&self.architecture(), self.statistics)?;
         let key = journal::key(&candidate.sampler, &schedule);
+        // What the journal knows counts as well, so that a search that goes on ends where it would have ended.
+        self.evaluations -= usize::from(self.seen.insert(key.clone()));
         if let Some(known) = self.journal.get(&key) {
             return Ok(Some(known.mean));
         }
-        self.evaluations -= 1;
         let error = self.study.own_error(&candidate.sampler, &schedule, Part::Searched)?;
         self.journal.put(&key, &candidate.sampler.label(), &schedule, error)?;
         Ok(Some(error.mean))
