@@ -1,7 +1,7 @@
-//! The host's clock. The only file here that reads one.
+//! The host's clocks. The only file here that reads one.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// A monotonic clock in µs. Starts at one second, so that times shortly before its start can be named.
 #[derive(Clone, Copy, Debug)]
@@ -31,4 +31,10 @@ impl Clock {
 /// A number that differs from one process to the next, not 0: a session, or a simulated device's boot.
 pub fn random_session() -> u32 {
     (RandomState::new().build_hasher().finish() as u32).max(1)
+}
+
+/// The wall clock, ns since the Unix epoch: what messages on a bus are stamped with.
+pub fn wall_ns() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }

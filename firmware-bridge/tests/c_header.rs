@@ -187,3 +187,35 @@ fn c_and_rust_agree_on_every_offset_and_byte() {
         assert_eq!((said["kind"].as_str(), said["count"].as_str()), ("1", "448"));
     }
 }
+
+#[test]
+fn the_c_example_takes_the_worked_command_and_drops_a_damaged_one() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("device");
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
+    let run = Command::new(&compiler)
+        .args(["-std=c99", "-Wall", "-Wextra", "-Werror", "-DWITHOUT_ZENOH", "-o"])
+        .arg(&program)
+        .arg("-I")
+        .arg(root.join("include"))
+        .arg(root.join("../examples/clients/device.c"))
+        .output();
+    let Ok(output) = run else {
+        eprintln!("SKIPPED: the C example was not compiled, no C compiler `{compiler}`");
+        return;
+    };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let say = |frame: &[u8]| {
+        let mut child = Command::new(&program)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        child.stdin.take().expect("piped").write_all(frame).expect("the program reads");
+        String::from_utf8(child.wait_with_output().expect("the program ends").stdout).expect("ASCII")
+    };
+    assert_eq!(say(&example::COMMAND_BYTES), "chunk 42, 2 points, valid 200000 us, last 0.250 1.500\n");
+    let mut damaged = example::COMMAND_BYTES;
+    damaged[70] ^= 1;
+    assert_eq!(say(&damaged), "dropped\n");
+}

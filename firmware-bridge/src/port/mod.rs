@@ -1,11 +1,15 @@
-//! Where frames go out and come in: a serial line or UDP.
+//! Where frames go out and come in: a serial line, UDP, or CAN (any driver, or an SLCAN adapter).
 //!
 //! A port carries whole frames and says when bytes were none. It knows nothing of their meaning.
 
+pub mod can;
 pub mod serial;
+pub mod slcan;
 pub mod udp;
 
+pub use can::CanLine;
 pub use serial::SerialLine;
+pub use slcan::Slcan;
 pub use udp::UdpLine;
 
 use crate::wire;
