@@ -12,7 +12,7 @@ use refrain_tests::compare::Table;
 use refrain_tests::engines::{self, Present};
 use refrain_tests::trace::{self, Trace};
 
-/// Normalised units. Measured: 6e-6 at most.
+/// Normalised units.
 const TOLERANCE: f32 = 2e-4;
 
 /// `[T, 1 + A]` of one observation.
