@@ -132,7 +132,7 @@ def main():
     # The graph, as `ros2 node list` and `ros2 topic info` see it.
     def complete():
         ours = [entity for entity in graph(session, domain) if entity.node == node]
-        return ours if sum(entity.kind == "SS" for entity in ours) == 3 else None
+        return ours if sum(entity.kind == "SS" for entity in ours) == 5 else None
 
     ours = wait_for("the node in the graph", complete)
     assert [e.kind for e in ours].count("NN") == 1, "one node"
