@@ -47,7 +47,7 @@ impl Can for InMemory {
 
     fn transmit(&mut self, frame: &SlcanFrame) -> nb::Result<Option<SlcanFrame>, Never> {
         self.sent += 1;
-        if self.sent % self.lose_every != 0 {
+        if !self.sent.is_multiple_of(self.lose_every) {
             self.out.lock().expect("the bus").push_back(*frame);
         }
         Ok(None)
