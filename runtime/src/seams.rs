@@ -70,11 +70,12 @@ pub fn ride(robot: &Robot, policy: Policy, delay: Nanos) -> Result<Ride, PlanErr
     let ticks = (step / robot.control.period).max(1);
     let mut made = 0;
     while made < MAX_STEPS && !plane.success() {
-        let now = Time::from_nanos((made as i64 + 1) * step);
         let seen = plane.observation();
         history.drain(..seen.len());
         history.extend(seen);
         window.sequence += 1;
+        // Time goes on while the first chunk is awaited; the episode does not.
+        let now = Time::from_nanos(window.sequence as i64 * step);
         window.time = now;
         window.values.copy_from_slice(&history);
         let mut measured = [0.0; MAX_JOINTS];
