@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use refrain_policies::config::Architecture;
 use refrain_policies::import::{self, Options as Import};
 use refrain_policies::package::{Dtype, Package};
 use refrain_policies::plan::{Op, Plan, Probed};
@@ -284,6 +285,36 @@ fn errors_are_named() {
     // A refused inference leaves the engine usable.
     let observation = vec![0.0; plan.observation.len()];
     gpu.infer(&observation, &noise, &mut out).expect("an inference");
+}
+
+/// More heads than random shapes have: what is joined where they are few must not be joined here.
+#[test]
+fn many_heads_agree() {
+    if !present() {
+        return;
+    }
+    let mut random = Random(13);
+    for heads in [8, 16, 32] {
+        let architecture = Architecture {
+            layers: 2,
+            heads,
+            width: 4 * heads,
+            condition_layers: 0,
+            causal: true,
+            time_as_cond: true,
+            obs_as_cond: true,
+            horizon: 3,
+            n_obs_steps: 2,
+            n_action_steps: 2,
+            pred_action_steps_only: false,
+        };
+        let config = random::config(&architecture, 5, 3, 3, 1);
+        assert_eq!(config.problems(), Vec::<String>::new());
+        let package = random::package(config, Dtype::F32, 2);
+        let d = difference(&package, &Schedule::full(&architecture, 3), &options(), &mut random);
+        eprintln!("{heads} heads: {d:.1e}");
+        assert!(d <= WITHIN_F32, "{heads} heads: {d}");
+    }
 }
 
 /// Compiled pipelines are kept on disk, and a damaged file costs time, not the engine.

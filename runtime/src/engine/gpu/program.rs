@@ -15,9 +15,10 @@ use super::params::{self, CROSS_KEYS, NONE, SEGMENTS, Table};
 use super::weights::{Packed, Tile, Weights};
 use crate::engine::EngineError;
 
-/// Most keys, most heads times keys, and widest stream, for which `attend` fits into the least workgroup memory.
+/// Most keys, most heads and widest stream for which `attend` fits into the least workgroup memory, and its shares into one
+/// per thread.
 const MOST_KEYS: usize = 16;
-const MOST_PAIRS: usize = 128;
+const MOST_HEADS: usize = 8;
 /// [`Tile::ATTEND`]'s inputs of one step.
 const MOST_ATTENDED: usize = 8 * Tile::ATTEND.split;
 
@@ -405,7 +406,7 @@ impl<'a, 'b> Lower<'a, 'b> {
             && l.output.is_none_or(|v| !self.folds.by_buffer.contains_key(&v.buffer));
         let (heads, depth) = (self.plan.shape.heads, query.cols / self.plan.shape.heads);
         let fours = [query.at, query.stride, keys.at, keys.stride, depth].iter().all(|n| n.is_multiple_of(4));
-        let fits = keys.rows <= MOST_KEYS && heads * keys.rows <= MOST_PAIRS && query.cols <= MOST_ATTENDED;
+        let fits = keys.rows <= MOST_KEYS && heads <= MOST_HEADS && query.cols <= MOST_ATTENDED;
         // Other workgroups still read what one of them writes.
         let written = || [l.output, l.residual].into_iter().flatten();
         let apart =
