@@ -1,7 +1,7 @@
 //! Feeds corrupted frames to the receiver, ten million unless told otherwise, and prints what became of them.
 //! Exits with 1 if one was accepted.
 //!
-//! `cargo run --release -p refrain-firmware-bridge --example corrupted_frames -- [LINES] [SEED]`
+//! `cargo run --release --example corrupted_frames -- [LINES] [SEED]`
 
 use refrain_firmware_bridge::rehearsal::corruption::corrupt_frames;
 use std::process::ExitCode;

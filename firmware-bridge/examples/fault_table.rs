@@ -1,6 +1,6 @@
 //! Prints the fault table: each fault in 100 seeded runs unless told otherwise. Exits with 1 if a target is missed.
 //!
-//! `cargo run --release -p refrain-firmware-bridge --example fault_table -- [RUNS] [SEED]`
+//! `cargo run --release --example fault_table -- [RUNS] [SEED]`
 
 use refrain_firmware_bridge::rehearsal::table::{Scenario, print_head, rehearse};
 use std::process::ExitCode;

@@ -138,6 +138,24 @@ fn plan_counts_and_draws() {
     assert!(drawn.contains("layer3.feed_forward"));
 }
 
+/// The rows of a benchmark are those that were asked for, and every one has a time.
+#[test]
+fn bench_times_the_schedules_it_is_asked_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("bench.json");
+    let args = ["bench", SMALL, "--engine", "cpu", "--threads", "1", "--chunks", "2", "--json", path(&file)];
+    let printed = succeeds(&[&args[..], &["--schedule", "ddpm100_late10"]].concat());
+    let json: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&file).expect("a file")).expect("JSON");
+    let rows = json["rows"].as_array().expect("rows");
+    let names: Vec<_> = rows.iter().filter_map(|row| row["schedule"].as_str()).collect();
+    assert_eq!(names, ["full", "ddpm100_late10"]);
+    assert!(rows.iter().all(|row| row["p50_ms"].as_f64().is_some_and(|ms| ms > 0.0)), "{json}");
+    assert!(printed.contains("ddpm100_late10"), "{printed}");
+    fails(&["bench"], &["<POLICY>"]);
+    fails(&["bench", "nowhere"], &["nowhere"]);
+}
+
 #[test]
 fn calibrate_writes_schedules_that_run() {
     let (folder, input) = folder(3);

@@ -1,6 +1,6 @@
 //! Refrain as a library: one chunk with every block computed, one with a cache schedule, from the same noise.
 //!
-//! `cargo run --release -p refrain-examples --bin predict -- policies/pusht-small ddpm100_late10`
+//! `cargo run --release --bin predict -- policies/pusht-small ddpm100_late10`
 
 use std::error::Error;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! Listens to a robot's commands, as a robot controller would: decodes them and looks at how long they are valid.
 //!
-//! `cargo run --release -p refrain-examples --bin watch -- tcp/127.0.0.1:7447 pusht/command 2`, beside
-//! `cargo run --release -- run examples/pusht/robot.toml`.
+//! `cargo run --release --bin watch -- tcp/127.0.0.1:7447 pusht/command 2`, beside
+//! `cargo run --release --bin refrain -- run examples/pusht/robot.toml`.
 
 use std::error::Error;
 

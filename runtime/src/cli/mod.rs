@@ -76,7 +76,7 @@ enum Command {
     /// Compare the published forecasts on a schedule's update steps.
     Forecasts(forecasts::Args),
     /// Time a policy on this machine, beside the floor that the machine sets; or measure how chunks join.
-    #[command(args_conflicts_with_subcommands = true)]
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Bench(Benches),
     /// Show what this machine offers, what is chosen and why, and test every engine.
     Doctor(doctor::Args),
@@ -93,7 +93,7 @@ struct Benches {
     #[command(subcommand)]
     other: Option<Bench>,
     #[command(flatten)]
-    policy: Option<bench::Args>,
+    policy: bench::Args,
 }
 
 /// Benchmarks of something else than a policy's time.
@@ -109,13 +109,12 @@ enum Bench {
 
 impl Benches {
     fn run(self) -> Outcome {
-        match (self.other, self.policy) {
+        match self.other {
             #[cfg(feature = "pusht")]
-            (Some(Bench::Seams(args)), _) => args.run(),
+            Some(Bench::Seams(args)) => args.run(),
             #[cfg(feature = "pusht")]
-            (Some(Bench::Loop(args)), _) => args.run(),
-            (None, Some(args)) => args.run(),
-            (None, None) => Err("expected a policy package; see `refrain bench --help`".into()),
+            Some(Bench::Loop(args)) => args.run(),
+            None => self.policy.run(),
         }
     }
 }

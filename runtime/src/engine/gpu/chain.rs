@@ -1,11 +1,12 @@
-//! `start`, `head`, `quiet` and `embed` joined: what treats every token alone and stands side by side is one dispatch.
+//! `start`, `head`, `quiet` and `embed` joined, with the sums of cached outputs that the last two add: what treats every
+//! token alone and stands side by side is one dispatch.
 
 use refrain_policies::plan::{self, Op, VectorId, View};
 use refrain_policies::sampler::SamplerStep;
 
 use super::kernels::Kernel;
 use super::params::{self, NONE};
-use super::program::{Dispatch, Lower};
+use super::program::{Dispatch, Lower, Place};
 use crate::engine::EngineError;
 
 /// Observation and known actions of a start, and the share of a clean trajectory in it.
@@ -17,21 +18,36 @@ struct Start {
 }
 
 /// Neighbouring operations on single tokens, in the order in which `tokens.wgsl` does them.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Chain<'a> {
     start: Option<Start>,
     head: Option<&'a plan::Head>,
+    quiet_sum: Option<&'a plan::Combine>,
     quiet: Option<&'a plan::Quiet>,
+    embed_sum: Option<&'a plan::Combine>,
     embed: Option<&'a plan::Embed>,
 }
 
+/// The sum that the next operation adds to its embedding, where only tokens of the trajectory have one.
+pub(super) fn summed<'a>(ops: &[&'a Op]) -> Option<&'a plan::Combine> {
+    let [Op::Combine(c), next, ..] = ops else { return None };
+    let embed = match next {
+        Op::Quiet(q) => &q.embed,
+        Op::Embed(e) => e,
+        _ => return None,
+    };
+    (!c.accumulate && embed.sum == Some(c.output)).then_some(c)
+}
+
 impl<'a> Lower<'a, '_> {
-    /// As many operations as one dispatch of `tokens` takes.
+    /// As many operations as one dispatch of `tokens` takes; none where the first is a sum that it cannot take.
     pub(super) fn chain(&self, ops: &[&'a Op]) -> (Chain<'a>, usize) {
         let mut chain = Chain::default();
-        for (used, op) in ops.iter().enumerate() {
+        let mut used = 0;
+        while used < ops.len() {
+            let sum = summed(&ops[used..]);
             let later = chain.head.is_some() || chain.quiet.is_some();
-            let fits = match *op {
+            let fits = match ops[used + usize::from(sum.is_some())] {
                 Op::Start { impose, known, signal, .. } if used == 0 => {
                     chain.start = Some(Start { impose: *impose, known: *known, signal: *signal });
                     true
@@ -41,38 +57,60 @@ impl<'a> Lower<'a, '_> {
                     true
                 }
                 Op::Quiet(q)
-                    if chain.quiet.is_none() && chain.embed.is_none() && alike(chain.head, &q.head) =>
+                    if chain.quiet.is_none()
+                        && chain.embed.is_none()
+                        && alike(chain.head, &q.head)
+                        && sum.is_none_or(|c| self.written_apart(&chain, c)) =>
                 {
-                    chain.quiet = Some(q);
+                    (chain.quiet, chain.quiet_sum) = (Some(q), sum);
                     true
                 }
-                Op::Embed(e) if chain.embed.is_none() && self.keeps_apart(&chain, e) => {
-                    chain.embed = Some(e);
+                Op::Embed(e) if chain.embed.is_none() && self.keeps_apart(&chain, sum, e) => {
+                    (chain.embed, chain.embed_sum) = (Some(e), sum);
                     true
                 }
                 _ => false,
             };
             if !fits {
-                return (chain, used);
+                break;
             }
+            used += 1 + usize::from(sum.is_some());
         }
-        (chain, ops.len())
+        (chain, used)
     }
 
-    /// Whether embedding may follow in the same dispatch: it must not write where another token is still read.
-    fn keeps_apart(&self, chain: &Chain<'_>, e: &plan::Embed) -> bool {
-        let output = self.place(&e.output);
+    /// What other tokens may still read while one token is done with a chain.
+    fn read(&self, chain: &Chain<'_>) -> Vec<Place> {
         let quiet = chain.quiet;
-        let read = [
+        let views = [
             chain.head.map(|h| h.input),
             chain.head.and_then(|h| h.model),
             quiet.and_then(|q| q.embed.sum),
-            e.sum,
-            Some(e.trajectory),
+            Some(self.plan.trajectory),
         ];
-        let same_embedding = quiet
+        let sums = [chain.quiet_sum, chain.embed_sum].into_iter().flatten();
+        let terms = sums.flat_map(|c| c.terms.iter().map(|(_, t)| *t));
+        views.into_iter().flatten().chain(terms).map(|v| self.place(&v)).collect()
+    }
+
+    /// Whether a sum may be computed in the same dispatch: it must not be written where another token is still read.
+    fn written_apart(&self, chain: &Chain<'_>, c: &plan::Combine) -> bool {
+        let output = self.place(&c.output);
+        let apart = |read: &Place| !output.disturbs(read);
+        self.read(chain).iter().all(apart) && c.terms.iter().all(|(_, t)| apart(&self.place(t)))
+    }
+
+    /// Whether embedding, with its sum, may follow in the same dispatch.
+    fn keeps_apart(&self, chain: &Chain<'_>, sum: Option<&'a plan::Combine>, e: &plan::Embed) -> bool {
+        let output = self.place(&e.output);
+        let same_embedding = chain
+            .quiet
             .is_none_or(|q| (q.embed.matrix, q.embed.bias, q.embed.table) == (e.matrix, e.bias, e.table));
-        same_embedding && read.iter().flatten().all(|v| !output.disturbs(&self.place(v)))
+        let whole = Chain { embed_sum: sum, ..*chain };
+        same_embedding
+            && sum.is_none_or(|c| self.written_apart(chain, c))
+            && self.read(&whole).iter().all(|read| !output.disturbs(read))
+            && e.sum.is_none_or(|v| !output.disturbs(&self.place(&v)))
     }
 
     /// Coefficients of all denoising steps, eight numbers each.
@@ -166,6 +204,8 @@ impl<'a> Lower<'a, '_> {
         let (quiet_sum_at, quiet_sum_stride) = self.optional(chain.quiet.and_then(|q| q.embed.sum.as_ref()));
         let (output_at, output_stride) = self.optional(chain.embed.map(|e| &e.output));
         let (sum_at, sum_stride) = self.optional(chain.embed.and_then(|e| e.sum.as_ref()));
+        let (quiet_terms_at, quiet_terms) = chain.quiet_sum.map_or((0, 0), |c| self.terms(&c.terms));
+        let (terms_at, terms) = chain.embed_sum.map_or((0, 0), |c| self.terms(&c.terms));
         let params = params::Tokens {
             trajectory_at: trajectory.at as u32,
             trajectory_stride: trajectory.stride as u32,
@@ -177,10 +217,14 @@ impl<'a> Lower<'a, '_> {
             quiet: chain.quiet.map_or(0, |q| q.samplers.len() as u32),
             quiet_sum_at,
             quiet_sum_stride,
+            quiet_terms_at,
+            quiet_terms,
             output_at,
             output_stride,
             sum_at,
             sum_stride,
+            terms_at,
+            terms,
             embed_at,
             table_at,
             head_at,

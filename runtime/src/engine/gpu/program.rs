@@ -1,7 +1,7 @@
 //! A plan resolved for the GPU: operations joined to dispatches, places checked, parameters laid out.
 //!
-//! What is joined: a sum of cached outputs that follows a product into the product; start, head, quiet steps and
-//! embedding that follow each other into one dispatch. Joining never changes what is computed, only the number of
+//! What is joined: a sum of cached outputs that follows a product into the product; start, head, quiet steps, embedding
+//! and the sums it adds that follow each other into one dispatch. Joining never changes what is computed, only the number of
 //! dispatches. No device is needed here, so that tests can count.
 
 use std::collections::HashMap;
@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use bytemuck::Zeroable;
 use refrain_policies::plan::{self, Activation, MatrixId, Op, Plan, VectorId, View};
 
+use super::chain;
 use super::fold::{self, Folds, Triple};
 use super::kernels::{Kernel, THREADS};
 use super::params::{self, CROSS_KEYS, NONE, SEGMENTS, Table};
@@ -172,6 +173,12 @@ impl<'a, 'b> Lower<'a, 'b> {
                 i += used;
                 continue;
             }
+            let (chain, used) = self.chain(&ops[i..]);
+            if used > 0 {
+                out.push(self.tokens(&chain)?);
+                i += used;
+                continue;
+            }
             let (dispatch, used) = match ops[i] {
                 Op::Timesteps { timesteps, table, output } => {
                     self.timesteps(timesteps, *table, output)?;
@@ -184,8 +191,7 @@ impl<'a, 'b> Lower<'a, 'b> {
                 Op::Attention(a) => (Some(self.attention(a)), 1),
                 Op::Combine(c) => (Some(self.combine(c)), 1),
                 Op::Start { .. } | Op::Embed(_) | Op::Head(_) | Op::Quiet(_) => {
-                    let (chain, used) = self.chain(&ops[i..]);
-                    (Some(self.tokens(&chain)?), used)
+                    unreachable!("an operation on tokens is a chain by itself")
                 }
             };
             out.extend(dispatch);
@@ -200,6 +206,7 @@ impl<'a, 'b> Lower<'a, 'b> {
         for i in 1..ops.len() {
             if let Op::Combine(c) = ops[i]
                 && !c.accumulate
+                && chain::summed(&ops[i..]).is_none()
                 && self.independent(c, ops[i - 1])
             {
                 ops.swap(i - 1, i);
@@ -248,7 +255,7 @@ impl<'a, 'b> Lower<'a, 'b> {
         self.weights.vector(&self.plan.vectors[id.0])
     }
 
-    fn terms(&mut self, terms: &[(f32, View)]) -> (u32, u32) {
+    pub(super) fn terms(&mut self, terms: &[(f32, View)]) -> (u32, u32) {
         let bits: Vec<u32> = terms
             .iter()
             .flat_map(|(weight, view)| {

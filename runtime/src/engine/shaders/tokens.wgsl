@@ -2,7 +2,7 @@
 // operations in one dispatch. Twin: `cpu/tokens.rs`.
 //
 // In this order, each if wanted: the trajectory starts from noise; head and sampler step on `input`; `quiet` steps of
-// embed, head and sampler; embed into `output`. The head's LayerNorm is folded into one reduction per step: with
+// embed, head and sampler; embed into `output`. Sums that an embedding adds may be computed here, and are written. The head's LayerNorm is folded into one reduction per step: with
 // d = x - x[0], model = scale * (sum(gain matrix d) - mean(d) * sum(gain matrix)) + sum(bias matrix) + offset.
 
 /// Denoised numbers N.
@@ -33,12 +33,18 @@ struct Params {
     /// `[T, D]` or NONE: added by the embedding of quiet steps.
     quiet_sum_at: u32,
     quiet_sum_stride: u32,
+    /// Terms whose sum becomes `quiet_sum` first; 0: it is there.
+    quiet_terms_at: u32,
+    quiet_terms: u32,
     /// `[T, D]` or NONE: the trajectory is embedded into it.
     output_at: u32,
     output_stride: u32,
     /// `[T, D]` or NONE: added by the last embedding.
     sum_at: u32,
     sum_stride: u32,
+    /// Terms whose sum becomes `sum` first; 0: it is there.
+    terms_at: u32,
+    terms: u32,
     /// `[N, D]`, the embedding transposed.
     embed_at: u32,
     /// `[T, D]`: bias and positions in one.
@@ -79,6 +85,16 @@ fn base(row: u32, column: u32, sum_at: u32, sum_stride: u32) -> f32 {
     let has = sum_at != NONE;
     let sum = value_at(select(0u, sum_at + row * sum_stride + column, has));
     return number(params.table_at + row * WIDTH + column) + select(0.0, sum, has);
+}
+
+/// Computes a sum of cached outputs where one is wanted.
+fn summed(row: u32, thread: u32, terms_at: u32, terms: u32, sum_at: u32, sum_stride: u32) {
+    if terms > 0u {
+        for (var c = thread; c < WIDTH; c += SIZE) {
+            put(sum_at + row * sum_stride + c, weighted(terms_at, terms, row, c));
+        }
+        storageBarrier();
+    }
 }
 
 /// One column of the embedded token on top of `value`.
@@ -201,6 +217,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         index++;
     }
     if params.quiet > 0u {
+        summed(row, thread, params.quiet_terms_at, params.quiet_terms, params.quiet_sum_at, params.quiet_sum_stride);
         if HOLD {
             for (var c = thread; c < WIDTH; c += SIZE) {
                 held[c] = base(row, c, params.quiet_sum_at, params.quiet_sum_stride);
@@ -218,6 +235,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
     if params.output_at != NONE {
+        summed(row, thread, params.terms_at, params.terms, params.sum_at, params.sum_stride);
         for (var c = thread; c < WIDTH; c += SIZE) {
             let x = embedded(base(row, c, params.sum_at, params.sum_stride), c);
             put(params.output_at + row * params.output_stride + c, x);
