@@ -89,7 +89,7 @@ def stock_chunk(policy: Policy, scheduler, schedule: list[set[str]] | None) -> C
             if schedule is None:
                 eps = policy.model(x, t, cond)
             else:
-                eps = forward_cached(policy.model, x, t, cond, cache, schedule[k])
+                eps = forward_cached(policy.model, x, t.to(x.device), cond, cache, schedule[k])
             x = scheduler_step(scheduler, eps, t, x, noise[1 + k][None])
         return x[0]
 

@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "a pipeline cache is made from bytes of a file; see `Device::open`")]
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::Options;
 use crate::engine::EngineError;
@@ -69,11 +69,15 @@ fn backends() -> wgpu::Backends {
     wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12
 }
 
-fn instance() -> wgpu::Instance {
-    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    descriptor.backends = backends();
-    descriptor.flags = wgpu::InstanceFlags::empty();
-    wgpu::Instance::new(descriptor)
+/// One for the process: after some thirty, NVIDIA's driver finds no adapter any more.
+fn instance() -> &'static wgpu::Instance {
+    static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
+    INSTANCE.get_or_init(|| {
+        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+        descriptor.backends = backends();
+        descriptor.flags = wgpu::InstanceFlags::empty();
+        wgpu::Instance::new(descriptor)
+    })
 }
 
 fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
@@ -154,7 +158,7 @@ impl Device {
     /// Opens the adapter that the options name, or the fastest that is offered.
     pub(super) fn open(options: &Options) -> Result<Self, EngineError> {
         let instance = instance();
-        let adapter = choose(&instance, options)?;
+        let adapter = choose(instance, options)?;
         let mut summary = summary(&adapter);
         if options.downlevel {
             summary.level = summary.level.lowered();

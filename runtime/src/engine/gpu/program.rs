@@ -260,7 +260,7 @@ impl<'a, 'b> Lower<'a, 'b> {
             .iter()
             .flat_map(|(weight, view)| {
                 let place = self.place(view);
-                [place.at as u32, place.stride as u32, weight.to_bits()]
+                [place.at as u32, place.stride as u32, weight.to_bits(), 0]
             })
             .collect();
         (self.weights.append_bits(bits), terms.len() as u32)

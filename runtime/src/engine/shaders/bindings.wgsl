@@ -33,12 +33,12 @@ fn number(i: u32) -> f32 {
     return bitcast<f32>(entry(i));
 }
 
-/// One element of a weighted sum of views; a term is (offset, stride, weight).
+/// One element of a weighted sum of views; a term is (offset, stride, weight, 0).
 fn weighted(terms_at: u32, terms: u32, row: u32, column: u32) -> f32 {
     var sum = 0.0;
     for (var t = 0u; t < terms; t++) {
-        let term = terms_at + 3u * t;
-        sum += number(term + 2u) * value_at(entry(term) + row * entry(term + 1u) + column);
+        let term = vectors[terms_at / 4u + t];
+        sum += bitcast<f32>(term.z) * value_at(term.x + row * term.y + column);
     }
     return sum;
 }
