@@ -1,4 +1,4 @@
-//! The bridge: a host for a device on a serial line, UDP, CAN or zenoh. Trajectories come in and
+//! The bridge: a host for a device on a serial line, UDP or zenoh, or for an arm on a servo bus. Trajectories come in and
 //! joint states go out over zenoh; with `--demo` it moves the joints gently by itself.
 
 mod lines;
@@ -27,10 +27,10 @@ const CHUNK_PERIOD_US: u64 = 50_000;
 struct Arguments {
     #[command(flatten)]
     line: Line,
-    /// Joints of the robot.
+    /// Joints of the robot; a calibration says it itself.
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u8).range(1..=MAX_JOINTS as i64))]
     joints: u8,
-    /// The joints' names in trajectories and states, in the device's order.
+    /// The joints' names in trajectories and states, in the device's order; a calibration says them itself.
     #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
     names: Vec<String>,
     /// Zenoh endpoints to connect to.
@@ -74,15 +74,12 @@ fn run(arguments: &Arguments) -> Result<(), LineError> {
         arguments.trajectories.is_some() || arguments.states.is_some() || arguments.line.needs_zenoh();
     let session = on_zenoh.then(|| Session::open(&arguments.connect, &arguments.listen)).transpose();
     let session = session.map_err(LineError::Zenoh)?;
-    let port = arguments.line.open(session.as_ref())?;
-    let names: Vec<String> = match arguments.names.as_slice() {
-        [] => (1..=arguments.joints).map(|n| format!("joint_{n}")).collect(),
-        names if names.len() <= MAX_JOINTS => names.to_vec(),
-        names => {
-            let (most, got) = (MAX_JOINTS, names.len());
-            return Err(LineError::Arguments(format!("--names: at most {most} joints, got {got}")));
-        }
-    };
+    if arguments.line.only_reads() {
+        return arguments.line.read_servos(Duration::from_millis(arguments.print_ms));
+    }
+    let (port, names) = arguments.line.open(session.as_ref())?;
+    let given = if arguments.names.is_empty() { names } else { Some(arguments.names.clone()) };
+    let names = given.unwrap_or_else(|| (1..=arguments.joints).map(|n| format!("joint_{n}")).collect());
     let topics = session
         .as_ref()
         .map(|session| {
@@ -188,7 +185,7 @@ fn host(
             Err(error) => {
                 eprintln!("error: {error}");
                 match arguments.line.open(session) {
-                    Ok(port) => bridge.replace_port(port),
+                    Ok((port, _)) => bridge.replace_port(port),
                     Err(_) => std::thread::sleep(Duration::from_millis(100)),
                 }
             }
