@@ -8,10 +8,7 @@ fn six_joints_follow_through_zenoh_the_bridge_and_the_servo_bus() {
     let example = Path::new(env!("CARGO_BIN_EXE_one_arm"));
     let servos = example.with_file_name("refrain-servo-sim");
     if !servos.exists() {
-        eprintln!(
-            "SKIPPED: no {}; cargo build --release -p refrain-firmware-bridge --features servo first",
-            servos.display()
-        );
+        eprintln!("SKIPPED: no {}; cargo test --release --workspace builds it", servos.display());
         return;
     }
     let picture = Path::new(env!("CARGO_TARGET_TMPDIR")).join("arm.svg");

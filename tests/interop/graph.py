@@ -1,7 +1,7 @@
 """A robot in a ROS 2 graph, from independent parts: zenoh's Python package, and rosbags for messages and type hashes.
 
 Sees Refrain's node in the graph, feeds it joint states, checks its trajectories as joint_trajectory_controller does, joins
-late to its latched mode, reads its health, and stops and enables it. Every mistake ends it with a message.
+late to its latched mode, reads its health and parameters, and stops and enables it. Every mistake ends it with a message.
 
     graph.py ENDPOINT DOMAIN NODE JOINT...
 """
@@ -18,11 +18,38 @@ import numpy
 import xxhash
 import zenoh
 import zenoh.ext
-from rosbags.typesys import Stores, get_typestore
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 ROS = get_typestore(Stores.ROS2_JAZZY)
 TRIGGER = ("std_srvs::srv::dds_::Trigger_", "eeff2cd6fa5ad9d27cdf4dec64818317839b62f212a91e6b5304b634b2062c5f")
 SET_BOOL = ("std_srvs::srv::dds_::SetBool_", "abe9e4bb6b41b40e6789712c00ec8871923e089af3f667a79992a428cff2da0a")
+# Services of parameters: hash, request, response. hashes.py computes the hashes.
+PARAMETERS = {
+    "list_parameters": (
+        "ListParameters", "3e6062bfbb27bfb8730d4cef2558221f51a11646d78e7bb30a1e83afac3aad9d",
+        "string[] prefixes\nuint64 depth\n", "rcl_interfaces/ListParametersResult result\n",
+    ),
+    "get_parameters": (
+        "GetParameters", "bf9803d5c74cf989a5de3e0c2e99444599a627c7ff75f97b8c05b01003675cbc",
+        "string[] names\n", "rcl_interfaces/ParameterValue[] values\n",
+    ),
+    "get_parameter_types": (
+        "GetParameterTypes", "da199c878688b3e530bdfe3ca8f74cb9fa0c303101e980a9e8f260e25e1c80ca",
+        "string[] names\n", "uint8[] types\n",
+    ),
+    "describe_parameters": (
+        "DescribeParameters", "845b484d71eb0673dae682f2e3ba3c4851a65a3dcfb97bddd82c5b57e91e4cff",
+        "string[] names\n", "rcl_interfaces/ParameterDescriptor[] descriptors\n",
+    ),
+    "set_parameters": (
+        "SetParameters", "56eed9a67e169f9cb6c1f987bc88f868c14a8fc9f743a263bc734c154015d7e0",
+        "rcl_interfaces/Parameter[] parameters\n", "rcl_interfaces/SetParametersResult[] results\n",
+    ),
+    "set_parameters_atomically": (
+        "SetParametersAtomically", "0e192ef259c07fc3c07a13191d27002222e65e00ccec653ca05e856f79285fcd",
+        "rcl_interfaces/Parameter[] parameters\n", "rcl_interfaces/SetParametersResult result\n",
+    ),
+}
 PATIENCE = 30.0
 
 
@@ -80,7 +107,8 @@ def graph(session, domain):
     return [Entity(str(reply.ok.key_expr)) for reply in replies if reply.ok]
 
 
-def call(session, key, request, gid):
+def ask(session, key, request, gid):
+    """A call's response, checked as rmw_zenoh's client does."""
     replies = session.get(
         key,
         payload=request,
@@ -93,9 +121,49 @@ def call(session, key, request, gid):
         body, note = reply.ok.payload.to_bytes(), reply.ok.attachment.to_bytes()
         assert len(note) == 33 and note[:8] == struct.pack("<q", 1) and note[17:] == gid, note.hex()
         assert body[:4] == bytes([0, 1, 0, 0]), body.hex()
-        length = struct.unpack_from("<I", body, 8)[0]
-        return bool(body[4]), body[12 : 12 + length - 1].decode()
+        return body
     sys.exit(f"nobody answered {key}")
+
+
+def call(session, key, request, gid):
+    body = ask(session, key, request, gid)
+    length = struct.unpack_from("<I", body, 8)[0]
+    return bool(body[4]), body[12 : 12 + length - 1].decode()
+
+
+def check_parameters(session, domain, node, gid):
+    """What `ros2 param` asks a node, with rosbags' messages: list, types, values, descriptions; setting is refused."""
+
+    def call_for(service, *fields):
+        name, hash, request, response = PARAMETERS[service]
+        kinds = [f"rcl_interfaces/srv/{name}_Request", f"rcl_interfaces/srv/{name}_Response"]
+        for kind, text in zip(kinds, (request, response)):
+            if kind not in ROS.types:
+                ROS.register({kind: next(iter(get_types_from_msg(text, kind).values()))})
+        raw = bytes(ROS.serialize_cdr(ROS.types[kinds[0]](*fields), kinds[0]))
+        kind = (f"rcl_interfaces::srv::dds_::{name}_", hash)
+        body = ask(session, service_key(domain, f"{node}/{service}", kind), raw, gid)
+        answer = ROS.deserialize_cdr(body, kinds[1])
+        assert bytes(ROS.serialize_cdr(answer, kinds[1])) == body, body.hex()
+        return answer
+
+    result = call_for("list_parameters", [], 0).result
+    assert "action.velocity" in result.names and result.prefixes == ["action", "control", "observation", "policy"], result
+    assert call_for("list_parameters", ["control"], 0).result.names == ["control.rate_hz"]
+    names = result.names + ["no.such"]
+    types = call_for("get_parameter_types", names).types
+    values = call_for("get_parameters", names).values
+    assert [value.type for value in values] == list(types) and types[-1] == 0 and all(types[:-1]), types
+    by = dict(zip(names, values))
+    assert by["name"].string_value == node and by["control.rate_hz"].double_value == 100.0, by
+    assert list(by["action.velocity"].double_array_value) == [200.0, 200.0], by["action.velocity"]
+    described = call_for("describe_parameters", ["control.rate_hz"]).descriptors[0]
+    assert described.read_only and described.description and described.type == 3, described
+    parameter = ROS.types["rcl_interfaces/msg/Parameter"]("control.rate_hz", by["control.rate_hz"])
+    (refused,) = call_for("set_parameters", [parameter]).results
+    assert not refused.successful and "robot.toml" in refused.reason, refused
+    assert not call_for("set_parameters_atomically", [parameter]).result.successful
+    print(f"parameters: {len(result.names)}; set: {refused.reason}")
 
 
 def check_trajectory(sample, arrival, joints, publisher):
@@ -132,7 +200,7 @@ def main():
     # The graph, as `ros2 node list` and `ros2 topic info` see it.
     def complete():
         ours = [entity for entity in graph(session, domain) if entity.node == node]
-        return ours if sum(entity.kind == "SS" for entity in ours) == 5 else None
+        return ours if sum(entity.kind == "SS" for entity in ours) == 11 else None
 
     ours = wait_for("the node in the graph", complete)
     assert [e.kind for e in ours].count("NN") == 1, "one node"
@@ -209,8 +277,10 @@ def main():
     assert array.status[2].level == 0, array.status[2]
     print(f"mode: {modes}; health: {[status.message for status in array.status]}")
 
-    # Our stop, and on again.
     gid = gid_of("a client of this test")
+    check_parameters(session, domain, node, gid)
+
+    # Our stop, and on again.
     answer = call(session, service_key(domain, f"{node}/stop", TRIGGER), bytes([0, 1, 0, 0, 0]), gid)
     assert answer == (True, "stop latched"), answer
     wait_for("stopped", lambda: modes[-1] == "stopped")

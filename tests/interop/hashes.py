@@ -9,9 +9,19 @@ from rosbags.interfaces import Nodetype
 from rosbags.typesys import Stores, get_typestore, get_types_from_msg
 
 STORES = [get_typestore(store) for store in (Stores.ROS2_JAZZY, Stores.ROS2_KILTED, Stores.LATEST)]
+RCL = "rcl_interfaces/"
 SERVICES = {
     "std_srvs/srv/Trigger": ("uint8 structure_needs_at_least_one_member\n", "bool success\nstring message\n"),
     "std_srvs/srv/SetBool": ("bool data\n", "bool success\nstring message\n"),
+    "rcl_interfaces/srv/ListParameters": ("string[] prefixes\nuint64 depth\n", RCL + "ListParametersResult result\n"),
+    "rcl_interfaces/srv/GetParameters": ("string[] names\n", RCL + "ParameterValue[] values\n"),
+    "rcl_interfaces/srv/GetParameterTypes": ("string[] names\n", "uint8[] types\n"),
+    "rcl_interfaces/srv/DescribeParameters": ("string[] names\n", RCL + "ParameterDescriptor[] descriptors\n"),
+    "rcl_interfaces/srv/SetParameters": (RCL + "Parameter[] parameters\n", RCL + "SetParametersResult[] results\n"),
+    "rcl_interfaces/srv/SetParametersAtomically": (
+        RCL + "Parameter[] parameters\n",
+        RCL + "SetParametersResult result\n",
+    ),
 }
 
 

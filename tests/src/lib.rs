@@ -8,6 +8,7 @@ pub mod counting;
 pub mod engines;
 pub mod interpreter;
 pub mod model;
+pub mod process;
 pub mod python;
 pub mod random;
 pub mod robot;

@@ -7,9 +7,10 @@ use refrain_policies::config::PolicyConfig;
 use refrain_runtime::bus::attachment::{Attachment, Validity};
 use refrain_runtime::bus::interface::FLOAT64_MULTI_ARRAY;
 use refrain_runtime::bus::names::Qos;
-use refrain_runtime::bus::{self, Bus, BusSection, Publisher, Subscription, Traffic, cdr};
+use refrain_runtime::bus::{self, Bus, BusSection, Convention, Publisher, Subscription, Traffic, cdr};
+use refrain_runtime::chunk::Interpolation;
 use refrain_runtime::clock::{self, MILLISECOND, Nanos, Time, Wall};
-use refrain_runtime::config::{Robot, RobotConfig};
+use refrain_runtime::config::{MessageKind, Robot, RobotConfig};
 use refrain_runtime::control::Mode;
 use refrain_runtime::daemon::Daemon;
 use refrain_runtime::engine::{Engine, EngineError};
@@ -96,6 +97,31 @@ pub fn double() -> Policy {
 pub fn robot_config() -> RobotConfig {
     let mut config = RobotConfig::parse(ROBOT).expect("the example");
     config.bus.listen = vec![bus::free_endpoint().expect("a free port")];
+    config
+}
+
+/// The joints of [`graph_config`]'s robot; the last two are commanded.
+pub fn joints() -> Vec<String> {
+    (0..20).map(|joint| format!("joint_{joint}")).collect()
+}
+
+/// The example's configuration as a node of a ROS 2 graph behind this router: joint states in, trajectories and commands
+/// out.
+pub fn graph_config(router: &str, domain: u32) -> RobotConfig {
+    let (joints, mut config) = (joints(), robot_config());
+    config.bus.convention = Convention::RmwZenoh;
+    config.bus.domain = domain;
+    config.bus.listen.clear();
+    config.bus.connect = vec![router.into()];
+    config.control.interpolation = Interpolation::Linear;
+    config.observation.topics[0].topic = "/joint_states".into();
+    config.observation.topics[0].kind = MessageKind::JointState;
+    config.observation.topics[0].joints.clone_from(&joints);
+    config.action.command_topic = Some("/arm_controller/commands".into());
+    config.action.trajectory_topic = Some("/arm_controller/joint_trajectory".into());
+    for (joint, name) in config.action.joints.iter_mut().zip(&joints[18..]) {
+        (joint.velocity, joint.acceleration, joint.joint) = (200.0, 2000.0, Some(name.clone()));
+    }
     config
 }
 

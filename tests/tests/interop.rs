@@ -3,33 +3,25 @@
 //! They come from PyPI (`tests/interop/requirements.txt`); where that cannot be reached, these tests skip, loudly.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use refrain_runtime::bus::cdr::{self, Level, Point, Status};
-use refrain_runtime::bus::{self, Convention, interface};
-use refrain_runtime::chunk::Interpolation;
+use refrain_runtime::bus::{self, interface};
 use refrain_runtime::clock::Wall;
-use refrain_runtime::config::{JointField, MessageKind};
+use refrain_runtime::config::JointField;
 use refrain_runtime::control::Mode;
+use refrain_tests::process::Running;
 use refrain_tests::python::{python, scripts};
-use refrain_tests::robot::Rig;
+use refrain_tests::robot::{Rig, graph_config, joints};
+use refrain_tests::trace::repository;
 use serde_json::{Value, json};
 
 /// Messages each way.
 const MESSAGES: usize = 600;
-
-/// A process that ends with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn bits(value: f64) -> Value {
     json!(format!("{:016x}", value.to_bits()))
@@ -245,22 +237,8 @@ fn a_ros_graph_sees_us_reads_our_actions_and_stops_us() {
     BufReader::new(router.0.stdout.take().unwrap()).read_line(&mut ready).unwrap();
     assert_eq!(ready.trim(), "ready");
 
-    let joints: Vec<String> = (0..20).map(|joint| format!("joint_{joint}")).collect();
-    let mut config = refrain_tests::robot::robot_config();
-    config.bus.convention = Convention::RmwZenoh;
-    config.bus.domain = 7;
-    config.bus.listen.clear();
-    config.bus.connect = vec![endpoint.clone()];
-    config.control.interpolation = Interpolation::Linear;
-    config.observation.topics[0].topic = "/joint_states".into();
-    config.observation.topics[0].kind = MessageKind::JointState;
-    config.observation.topics[0].joints.clone_from(&joints);
-    config.action.command_topic = Some("/arm_controller/commands".into());
-    config.action.trajectory_topic = Some("/arm_controller/joint_trajectory".into());
-    for (joint, name) in config.action.joints.iter_mut().zip(&joints[18..]) {
-        (joint.velocity, joint.acceleration, joint.joint) = (200.0, 2000.0, Some(name.clone()));
-    }
-    let daemon = Rig::daemon(&config);
+    let joints = joints();
+    let daemon = Rig::daemon(&graph_config(&endpoint, 7));
     let output = Command::new(&python)
         .arg(scripts().join("graph.py"))
         .args([endpoint.as_str(), "7", "pusht"])
@@ -273,4 +251,37 @@ fn a_ros_graph_sees_us_reads_our_actions_and_stops_us() {
     let report = daemon.shutdown().expect("a clean end");
     assert_eq!((report.counts.stops, report.counts.resets), (2, 1));
     assert_eq!(report.refused.iter().sum::<u64>(), 0, "{report:?}");
+}
+
+#[test]
+fn the_example_clients_read_commands_and_stop_the_robot() {
+    let Some(python) = python() else { return };
+    let mut rig = Rig::start(|_| {});
+    let endpoint = rig.robot.bus.listen[0].clone();
+    let client = |name: &str, topic: &str| {
+        let mut command = Command::new(&python);
+        command.arg(repository().join("examples/clients").join(name)).args([endpoint.as_str(), topic]);
+        command
+    };
+    let mut watch = client("watch.py", "pusht/command")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map(Running)
+        .expect("Python starts");
+    let said = BufReader::new(watch.0.stdout.take().unwrap());
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let keep = Arc::clone(&lines);
+    std::thread::spawn(move || {
+        said.lines().map_while(Result::ok).for_each(|line| keep.lock().unwrap().push(line))
+    });
+    // `7: (256.0, 256.0) from 3 ms ago, ok`
+    let fresh = |line: &&String| line.contains(") from ") && line.ends_with(" ms ago, ok");
+    rig.observe_until("ten fresh commands", |_| lines.lock().unwrap().iter().filter(fresh).count() >= 10);
+    println!("{}", lines.lock().unwrap().last().unwrap());
+
+    let output = client("stop.py", "pusht/stop").output().expect("Python starts");
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "stop latched");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    rig.observe_until("stopped", |rig| rig.mode() == Mode::Stopped);
 }

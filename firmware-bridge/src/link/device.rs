@@ -29,15 +29,14 @@
 //!
 //! What it does not do: read a bus, keep time, or know why a driver complains ([`Device::trip_driver`]).
 
+use super::fault::Fault;
 use super::motion::{Goal, Joint};
 use super::setup::{AfterFault, DeviceConfig};
 use super::skipped;
 use super::trajectory::Trajectory;
-use crate::wire::fault::NO_JOINT;
 use crate::wire::state::Refusal;
 use crate::wire::{
-    Cause, CommandView, Error, FaultRepr, Header, HeartbeatView, Kind, MAX_JOINTS, Mode, Request, StateRepr,
-    header,
+    Cause, CommandView, Error, Header, HeartbeatView, Kind, MAX_JOINTS, Mode, Request, StateRepr, header,
 };
 
 /// What the motors are told in a tick.
@@ -66,16 +65,6 @@ pub struct Counters {
     pub faults: u32,
     /// Ticks that came more than half a tick late.
     pub late_ticks: u32,
-}
-
-/// The latched fault.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Fault {
-    cause: Cause,
-    joint: u8,
-    at_us: u64,
-    value: f32,
-    limit: f32,
 }
 
 /// The last heartbeat heard, for the host's estimate of this clock.
@@ -235,7 +224,7 @@ impl Device {
 
     /// Latches a fault that the motor driver reported.
     pub fn trip_driver(&mut self, now_us: u64, joint: u8) {
-        self.trip(now_us, Fault { cause: Cause::Driver, joint, at_us: now_us, value: 0.0, limit: 0.0 });
+        self.trip(now_us, Fault::driver(now_us, joint));
     }
 
     /// The next frame to send, written into `buffer`; gives its length. Call until it gives `None`.
@@ -244,10 +233,8 @@ impl Device {
             && let Some(fault) = self.fault
         {
             self.fault_unsent = false;
-            let Fault { cause, joint, at_us, value, limit } = fault;
             let header = self.next_header(now_us);
-            let count = self.counters.faults;
-            return FaultRepr { header, cause, joint, count, at_us, value, limit }.emit(buffer).ok();
+            return fault.emit(header, self.counters.faults, buffer).ok();
         }
         if now_us < self.state_due_us {
             return None;
@@ -424,7 +411,7 @@ impl Device {
             self.stand_as_measured();
         }
         if let (Some(joint), true) = (broken, self.torque) {
-            self.trip(now_us, Fault { cause: Cause::Sensor, joint, at_us: now_us, value: 0.0, limit: 0.0 });
+            self.trip(now_us, Fault::sensor(now_us, joint));
         }
     }
 
@@ -438,8 +425,7 @@ impl Device {
     fn watch(&mut self, now_us: u64) {
         let silent = now_us.saturating_sub(self.heard_us);
         if self.mode.is_armed() && silent > self.config.deadman_us {
-            let (value, limit) = (silent as f32 * 1e-6, self.config.deadman_us as f32 * 1e-6);
-            self.trip(now_us, Fault { cause: Cause::Deadman, joint: NO_JOINT, at_us: now_us, value, limit });
+            self.trip(now_us, Fault::deadman(now_us, silent, self.config.deadman_us));
         }
         if !self.torque {
             return;
@@ -450,7 +436,7 @@ impl Device {
         for (joint, ((setpoint, measured), limits)) in (0u8..).zip(rows) {
             let (value, limit) = ((setpoint.position - measured).abs(), limits.following_error);
             if value > limit && worst.is_none() {
-                worst = Some(Fault { cause: Cause::FollowingError, joint, at_us: now_us, value, limit });
+                worst = Some(Fault::following(now_us, joint, value, limit));
             }
         }
         if let Some(fault) = worst {

@@ -2,7 +2,7 @@
 //!
 //! - [`device`]: the microcontroller's end, a reference controller from frames to motor setpoints.
 //! - [`host`]: the robot computer's end: arming, heartbeats, the device's clock, chunks into frames.
-//! - [`setup`], [`motion`], [`trajectory`], [`clock`]: what they are made of.
+//! - [`setup`], [`motion`], [`trajectory`], [`clock`], `fault`: what they are made of.
 //!
 //! Bytes and time come in as arguments (µs of the owner's monotonic clock), bytes go out into buffers. The same code
 //! runs in firmware, in the simulated microcontroller and in virtual time in the fault table.
@@ -30,6 +30,7 @@
 
 pub mod clock;
 pub mod device;
+mod fault;
 pub mod host;
 pub mod motion;
 pub mod setup;

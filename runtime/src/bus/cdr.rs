@@ -22,8 +22,8 @@ const MAX_DIMENSIONS: usize = 16;
 /// Joints that a `JointState` may have.
 const MAX_NAMES: usize = 1024;
 
-type Writer<'a> = CdrWriter<'a, LittleEndian>;
-type Reader<'a> = CdrReader<'a, LittleEndian>;
+pub(super) type Writer<'a> = CdrWriter<'a, LittleEndian>;
+pub(super) type Reader<'a> = CdrReader<'a, LittleEndian>;
 
 /// One point of a `JointTrajectory`.
 #[derive(Clone, Debug, PartialEq)]
@@ -232,7 +232,7 @@ pub fn read_joint_state(
     Ok(stamp)
 }
 
-fn start(out: &mut Vec<u8>) -> Writer<'_> {
+pub(super) fn start(out: &mut Vec<u8>) -> Writer<'_> {
     out.clear();
     out.extend_from_slice(&HEADER);
     Writer::new(out)
@@ -250,14 +250,14 @@ fn write_time(writer: &mut Writer<'_>, nanos: i64) {
     writer.write_u32(nanos.rem_euclid(SECOND) as u32);
 }
 
-fn write_numbers(writer: &mut Writer<'_>, values: &[f64]) {
+pub(super) fn write_numbers(writer: &mut Writer<'_>, values: &[f64]) {
     writer.write_sequence_length(values.len());
     for value in values {
         writer.write_f64(*value);
     }
 }
 
-fn open(bytes: &[u8]) -> Result<Reader<'_>, Refusal> {
+pub(super) fn open(bytes: &[u8]) -> Result<Reader<'_>, Refusal> {
     let body = bytes.strip_prefix(&HEADER).ok_or(Refusal::Undecodable)?;
     Ok(Reader::new(body))
 }
@@ -274,7 +274,7 @@ fn read_header(reader: &mut Reader<'_>) -> Result<Option<Wall>, Refusal> {
     Ok((stamp != 0).then_some(Wall::from_nanos(stamp)))
 }
 
-fn length(reader: &mut Reader<'_>, most: usize) -> Result<usize, Refusal> {
+pub(super) fn length(reader: &mut Reader<'_>, most: usize) -> Result<usize, Refusal> {
     let length = reader.read_u32().map_err(undecodable)? as usize;
     if length > most { Err(Refusal::Undecodable) } else { Ok(length) }
 }
@@ -300,7 +300,7 @@ fn fill(numbers: &[[u8; 8]], out: &mut [f64]) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn undecodable(_: hiroz_cdr::Error) -> Refusal {
+pub(super) fn undecodable(_: hiroz_cdr::Error) -> Refusal {
     Refusal::Undecodable
 }
 

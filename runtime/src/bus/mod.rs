@@ -13,6 +13,7 @@ pub mod health;
 pub mod interface;
 mod latched;
 pub mod names;
+pub mod parameters;
 pub mod robot;
 pub mod service;
 pub mod topic;

@@ -10,15 +10,11 @@
 //! others  @ros2_lv/<domain>/<session>/0/<id>/<MP|MS|SS|SC>/%/%/<node>/<%topic>/<type>/RIHS01_<hash>/<qos>
 //! ```
 //!
-//! | release | rmw_zenoh | what differs here |
-//! | --- | --- | --- |
-//! | Humble | 0.1 | no hashes, so other keys: through zenoh-bridge-ros2dds and `plain` |
-//! | Jazzy up to 0.2.3 | | another attachment: not spoken |
-//! | Jazzy from 0.2.4, Kilted | 0.2.4, 0.6 | nothing |
-//! | Lyrical, Rolling | 0.10.5, 0.12 | messages with unbounded bytes go to `<key>/_buf_cpu`, and only if a subscription's token ends in `/backends:cpu:`; older releases read over that ending |
+//! [`RELEASES`] says which ROS releases that covers, and what differs.
 //!
 //! Names are absolute and lie in the root namespace. Why these lines are ours: hiroz-protocol 0.2.1 writes the same
-//! strings, but compiles only with all of zenoh's default features (60 more crates, RSA among them).
+//! strings, but compiles only with all of zenoh's default features (60 more crates, RSA among them). It is in the tests
+//! instead, inside hiroz, which must read our tokens.
 //!
 //! Source: ros2/rmw_zenoh, `docs/design.md` and `rmw_zenoh_cpp/src/detail/liveliness_utils.cpp`; keys and tokens that
 //! other implementations wrote stand in the tests.
@@ -31,6 +27,44 @@ use super::interface::Interface;
 const BULK_SUFFIX: &str = "_buf_cpu";
 /// What a subscription's token then ends in.
 const BULK_BACKEND: &str = "/backends:cpu:";
+
+/// A release of ROS 2, and how it is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Release {
+    /// Its name.
+    pub name: &'static str,
+    /// Its version of rmw_zenoh.
+    pub rmw_zenoh: &'static str,
+    /// `bus.convention`; `None` where it cannot be reached.
+    pub convention: Option<&'static str>,
+    /// What differs.
+    pub note: &'static str,
+}
+
+/// What is covered. From the sources of rmw_zenoh; no release of ROS itself was run beside Refrain.
+pub const RELEASES: [Release; 5] = [
+    Release {
+        name: "Humble",
+        rmw_zenoh: "0.1",
+        convention: Some("plain"),
+        note: "no type hashes, so other keys: through zenoh-bridge-ros2dds",
+    },
+    Release {
+        name: "Jazzy, up to 0.2.3",
+        rmw_zenoh: "0.2.3",
+        convention: None,
+        note: "another attachment: update rmw_zenoh",
+    },
+    Release { name: "Jazzy", rmw_zenoh: "from 0.2.4", convention: Some("rmw_zenoh"), note: "" },
+    Release { name: "Kilted", rmw_zenoh: "0.6", convention: Some("rmw_zenoh"), note: "" },
+    Release {
+        name: "Lyrical, Rolling",
+        rmw_zenoh: "from 0.10.5, 0.12",
+        convention: Some("rmw_zenoh"),
+        note: "images go to `<key>/_buf_cpu`, and only for a subscription whose token ends in `/backends:cpu:`; ours does, \
+               and older releases read over it",
+    },
+];
 
 /// What an endpoint does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -272,6 +306,16 @@ mod tests {
     fn plain_topics_are_keys() {
         assert_eq!(Plain.key("/joint_states/", &interface::JOINT_STATE), "joint_states");
         assert_eq!(Plain.node_token(), None);
+    }
+
+    #[test]
+    fn the_architecture_page_has_the_table_of_releases() {
+        let page = include_str!("../../../ARCHITECTURE.md");
+        for Release { name, rmw_zenoh, convention, note } in RELEASES {
+            let convention = convention.map_or("not spoken".into(), |name| format!("`{name}`"));
+            let row = format!("| {name} | {rmw_zenoh} | {convention} | {note} |");
+            assert!(page.contains(&row), "ARCHITECTURE.md has no row\n{row}");
+        }
     }
 
     #[test]

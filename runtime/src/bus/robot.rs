@@ -7,7 +7,7 @@ use super::attachment::Validity;
 use super::interface::{self, Interface};
 use super::names::Qos;
 use super::service::Answer;
-use super::{Bus, BusError, Claim, Message, Publisher, Service, Subscription, Traffic, cdr};
+use super::{Bus, BusError, Claim, Message, Publisher, Service, Subscription, Traffic, cdr, parameters};
 use crate::chunk::Chunk;
 use crate::clock::{Nanos, Reading, Wall};
 use crate::config::fields::Stamped;
@@ -153,7 +153,7 @@ impl Inlet {
                 },
             )?);
         }
-        let mut services = Vec::new();
+        let mut services = parameters::serve(bus, robot)?;
         for (topic, ask, answer) in [
             (&robot.stop_topic, Signals::stop as fn(&Signals), "stop latched"),
             (&robot.reset_topic, Signals::reset, "reset asked for"),

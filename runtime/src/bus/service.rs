@@ -1,4 +1,4 @@
-//! Services of `std_srvs`: answered here, and called.
+//! Services: any answered, those of `std_srvs` called.
 
 use zenoh::Wait;
 use zenoh::query::{ConsolidationMode, QueryTarget};
@@ -8,6 +8,7 @@ use super::interface::{self, Interface};
 use super::names::{Qos, Role};
 use super::{Announced, Bus, BusError, cdr, declaring};
 use crate::clock;
+use crate::observation::Refusal;
 
 /// Answers until dropped.
 pub struct Service {
@@ -31,7 +32,7 @@ impl Bus {
         topic: &str,
         on_call: impl Fn() -> Answer + Send + Sync + 'static,
     ) -> Result<Service, BusError> {
-        self.serve(topic, &interface::TRIGGER, move |_| on_call())
+        self.answer(topic, &interface::TRIGGER, move |_| on_call())
     }
 
     /// Offers a `std_srvs/SetBool` service. `on_call` is called on zenoh's threads.
@@ -40,7 +41,7 @@ impl Bus {
         topic: &str,
         on_call: impl Fn(bool) -> Answer + Send + Sync + 'static,
     ) -> Result<Service, BusError> {
-        self.serve(topic, &interface::SET_BOOL, move |request| match cdr::read_bool(request) {
+        self.answer(topic, &interface::SET_BOOL, move |request| match cdr::read_bool(request) {
             Ok(value) => on_call(value),
             Err(refusal) => Answer { success: false, message: format!("not a SetBool request: {refusal}") },
         })
@@ -59,11 +60,25 @@ impl Bus {
     }
 
     /// Both services' responses have the same fields.
-    fn serve(
+    fn answer(
         &self,
         topic: &str,
         interface: &Interface,
         on_call: impl Fn(&[u8]) -> Answer + Send + Sync + 'static,
+    ) -> Result<Service, BusError> {
+        self.serve(topic, interface, move |request, response| {
+            let answer = on_call(request);
+            cdr::write_response(response, answer.success, &answer.message);
+            Ok(())
+        })
+    }
+
+    /// Offers a service: `on_call` writes the response to a request, on zenoh's threads. What it refuses is not answered.
+    pub(super) fn serve(
+        &self,
+        topic: &str,
+        interface: &Interface,
+        on_call: impl Fn(&[u8], &mut Vec<u8>) -> Result<(), Refusal> + Send + Sync + 'static,
     ) -> Result<Service, BusError> {
         let key = self.names.key(topic, interface);
         let reply_key = key.clone();
@@ -74,8 +89,10 @@ impl Bus {
             .callback(move |query| {
                 let request = query.payload().map(|payload| payload.to_bytes()).unwrap_or_default();
                 let mut response = Vec::new();
-                let answer = on_call(&request);
-                cdr::write_response(&mut response, answer.success, &answer.message);
+                if let Err(refusal) = on_call(&request, &mut response) {
+                    tracing::debug!(%refusal, key = reply_key, "a request was refused");
+                    return;
+                }
                 let attachment = query.attachment().map(|bytes| reply_attachment(&bytes.to_bytes()));
                 let reply = query.reply(reply_key.clone(), response).attachment(attachment);
                 if let Err(error) = reply.wait() {
