@@ -69,7 +69,8 @@ pub fn explain(robot: &Robot, policy: &PolicyConfig) -> Vec<String> {
         lines.extend(shortened(rows));
     }
     if let Some(topic) = &robot.command_topic {
-        lines.push(format!("out  {topic}  {}, every tick", robot.command.interface().ros_name()));
+        let how = if robot.shadow { "in shadow mode: compared, nothing is sent" } else { "every tick" };
+        lines.push(format!("out  {topic}  {}, {how}", robot.command.interface().ros_name()));
         let targets = robot.command.targets(policy.action.size());
         let rows: Vec<String> = targets
             .iter()

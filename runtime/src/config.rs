@@ -7,6 +7,7 @@
 pub mod fields;
 mod mapping;
 mod resolve;
+mod workspace;
 
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,7 @@ pub use mapping::{
     BusSection, CommandKind, CommandWriting, Convention, JointField, MessageKind, MessageReading,
     StampChoice, Topic, TopicSection,
 };
+pub use workspace::WorkspaceSection;
 
 /// The `format` this version reads.
 pub const FORMAT: u32 = 1;
@@ -138,6 +140,9 @@ pub struct ControlSection {
     /// Lock the process's memory.
     #[serde(default)]
     pub lock_memory: bool,
+    /// Keep processors out of deep sleep, from which they wake late.
+    #[serde(default)]
+    pub stay_awake: bool,
 }
 
 /// `[chunk]`.
@@ -192,6 +197,10 @@ pub struct ActionSection {
     /// For stamped commands: the `frame_id` of their header.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub command_frame: String,
+    /// Nothing is commanded: what somebody else commands on `command_topic` is compared with what would have been
+    /// commanded here. The daemon's own topics are then under `NAME/shadow`.
+    #[serde(default)]
+    pub shadow: bool,
     /// A `trajectory_msgs/JointTrajectory` here for every chunk, and one that holds when there is nothing to execute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trajectory_topic: Option<String>,
@@ -201,6 +210,9 @@ pub struct ActionSection {
     /// What happens to actions outside a joint's position range.
     #[serde(default)]
     pub outside: OutsideChoice,
+    /// The box that position elements together stay in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<WorkspaceSection>,
     /// Action elements that are a rotation together: six (the first two rows of its matrix) or four (quaternion x, y, z,
     /// w). They are interpolated as one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -284,6 +296,8 @@ pub struct Robot {
     pub scheduling: Scheduling,
     /// Whether memory is locked.
     pub lock_memory: bool,
+    /// Whether processors stay awake.
+    pub stay_awake: bool,
     /// When chunks are made.
     pub replan: Replan,
     /// How one follows another.
@@ -302,6 +316,8 @@ pub struct Robot {
     pub command_topic: Option<String>,
     /// How commands are written.
     pub command: CommandWriting,
+    /// Whether nothing is commanded, and what others command is compared instead.
+    pub shadow: bool,
     /// Where trajectories go.
     pub trajectory_topic: Option<String>,
     /// What stops.

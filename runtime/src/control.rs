@@ -21,7 +21,7 @@
 //!
 //! | mode | entered when | commands |
 //! | --- | --- | --- |
-//! | `Warmup` | at start, after a reset and while an operator is in charge: nothing was observed, or no chunk has come | none are sent |
+//! | `Warmup` | at start, after a reset, and while an operator is in charge or nobody receives: nothing was observed, or no chunk has come | none are sent |
 //! | `Running` | the newest chunk is within its deadline | the chunk, through the gate |
 //! | `Coasting` | the chunk is past its deadline, and late chunks are continued | the rest of the chunk, through the gate |
 //! | `Holding` | the gate refuses, or there is nothing to execute, or a stop is latched and the robot still brakes | brake, then stay |
@@ -33,7 +33,11 @@
 
 use crate::chunk::{Chunk, Path};
 use crate::clock::{Nanos, Time};
-use crate::safety::{Gate, GateCounts, Joints, Limits, MAX_JOINTS, Outside, Reason, Request, Verdict};
+use crate::safety::{
+    Gate, GateCounts, Joints, Limits, MAX_JOINTS, Outside, Reason, Request, Verdict, Workspace,
+};
+
+pub use crate::outcome::{Counts, Outcome};
 
 /// What the loop is doing; see the module's diagram.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -56,44 +60,6 @@ impl Mode {
     pub fn executes(self) -> bool {
         matches!(self, Self::Running | Self::Coasting)
     }
-}
-
-/// What a tick did, by name; each has a counter.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// No observation has come yet.
-    #[default]
-    NoObservation,
-    /// The robot cannot be taken over where it is.
-    StartRefused,
-    /// An operator is in charge of the robot.
-    TakenOver,
-    /// No chunk has come yet.
-    NoChunk,
-    /// A chunk within its deadline was followed.
-    Followed,
-    /// A chunk past its deadline was followed.
-    FollowedLate,
-    /// The chunk's last action is over.
-    ChunkEnded,
-    /// The chunk is past its deadline, and late chunks are not executed.
-    ChunkLate,
-    /// The newest observation is too old.
-    StaleObservation,
-    /// The newest observation is fresh again, but no chunk has been made from it yet.
-    AwaitingChunk,
-    /// The chunk's actions have too old an observation.
-    StaleChunk,
-    /// The action is NaN or infinite.
-    NonFinite,
-    /// The action lies outside the position range, and the robot holds then.
-    OutsideRange,
-    /// The action has the wrong size.
-    WrongSize,
-    /// A stop is latched, and the robot brakes.
-    Braking,
-    /// A stop is latched, and the robot is at rest.
-    Stopped,
 }
 
 /// What happens to a chunk past its deadline.
@@ -129,6 +95,8 @@ pub struct ControlConfig {
     pub outside: Outside,
     /// Per joint, in the order of the policy's actions.
     pub limits: Vec<Limits>,
+    /// The box that some joints together stay in.
+    pub workspace: Workspace,
 }
 
 /// Where the robot is, by its newest accepted observation.
@@ -155,6 +123,8 @@ pub struct Inputs<'a> {
     pub resets: u64,
     /// Whether an operator is in charge.
     pub operator: bool,
+    /// Whether somebody receives the commands.
+    pub controller: bool,
 }
 
 /// What a tick answers.
@@ -188,27 +158,6 @@ pub struct Command {
     pub rates: Joints,
 }
 
-/// How often each thing happened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Ticks per outcome, indexed by `outcome as usize`.
-    pub outcomes: [u64; Outcome::ALL.len()],
-    /// Chunks that were taken up.
-    pub chunks: u64,
-    /// Chunks that were refused: older than what they would replace, or than the hold before them.
-    pub chunks_refused: u64,
-    /// Actions skipped because inference took longer than their time.
-    pub actions_skipped: u64,
-    /// Stops latched.
-    pub stops: u64,
-    /// Resets that unlatched a stop.
-    pub resets: u64,
-    /// Resets that came while nothing was stopped or the robot still braked.
-    pub resets_ignored: u64,
-    /// Mode changes.
-    pub mode_changes: u64,
-}
-
 /// The loop's state.
 #[derive(Clone, Debug)]
 pub struct Control {
@@ -227,35 +176,6 @@ pub struct Control {
     /// Chunks from observations before this are not taken up.
     resume_after: Time,
     counts: Counts,
-}
-
-impl Outcome {
-    /// All outcomes, in the order of their counters.
-    pub const ALL: [Self; 16] = [
-        Self::NoObservation,
-        Self::StartRefused,
-        Self::TakenOver,
-        Self::NoChunk,
-        Self::Followed,
-        Self::FollowedLate,
-        Self::ChunkEnded,
-        Self::ChunkLate,
-        Self::StaleObservation,
-        Self::AwaitingChunk,
-        Self::StaleChunk,
-        Self::NonFinite,
-        Self::OutsideRange,
-        Self::WrongSize,
-        Self::Braking,
-        Self::Stopped,
-    ];
-}
-
-impl Counts {
-    /// Ticks that had this outcome.
-    pub fn of(&self, outcome: Outcome) -> u64 {
-        self.outcomes[outcome as usize]
-    }
 }
 
 impl Observed {
@@ -314,11 +234,15 @@ impl Control {
     pub fn step(&mut self, now: Time, inputs: &Inputs<'_>) -> Command {
         self.sequence += 1;
         self.latch(now, inputs);
-        if inputs.operator {
+        let not_ours = match (inputs.operator, inputs.controller) {
+            (true, _) => Some(Outcome::TakenOver),
+            (false, false) => Some(Outcome::NoController),
+            (false, true) => None,
+        };
+        if not_ours.is_some() {
             self.release(now);
         }
-        let refused =
-            if inputs.operator { Some(Outcome::TakenOver) } else { self.engage(now, inputs.observed) };
+        let refused = not_ours.or_else(|| self.engage(now, inputs.observed));
         self.take_up(now, inputs.chunk);
 
         let (mode, outcome, action) = if self.latched {
@@ -497,6 +421,7 @@ impl Control {
             }
             Verdict::Held(Reason::StaleChunk) => Outcome::StaleChunk,
             Verdict::Held(Reason::Outside) => Outcome::OutsideRange,
+            Verdict::Held(Reason::Workspace) => Outcome::OutsideWorkspace,
             Verdict::Held(Reason::WrongSize) => Outcome::WrongSize,
             Verdict::Held(Reason::NoTarget) => Outcome::ChunkEnded,
         };

@@ -10,6 +10,8 @@ use crate::safety::Kind;
 const PERIOD: Nanos = 10 * MILLISECOND;
 const ACTION: Nanos = 100 * MILLISECOND;
 const STEPS: usize = 15;
+/// Of the second joint.
+const BOX: [f64; 2] = [-0.95, 0.9];
 
 fn config(late: Late) -> ControlConfig {
     ControlConfig {
@@ -25,6 +27,7 @@ fn config(late: Late) -> ControlConfig {
             Limits { kind: Kind::Position, position: [-1.0, 1.0], velocity: 2.0, acceleration: 20.0 };
             2
         ],
+        workspace: Workspace { axes: vec![(1, BOX)], outside: Outside::Clamp },
     }
 }
 
@@ -37,6 +40,7 @@ struct World {
     stops: u64,
     resets: u64,
     operator: bool,
+    controller: bool,
 }
 
 impl World {
@@ -49,6 +53,7 @@ impl World {
             stops: 0,
             resets: 0,
             operator: false,
+            controller: true,
         }
     }
 
@@ -79,6 +84,7 @@ impl World {
                 stops: self.stops,
                 resets: self.resets,
                 operator: self.operator,
+                controller: self.controller,
             },
         )
     }
@@ -280,6 +286,44 @@ fn an_operator_takes_over_and_hands_back_without_a_jump() {
 }
 
 #[test]
+fn a_controller_that_is_gone_gets_nothing_and_comes_back_without_a_jump() {
+    let mut world = World::new(Late::Continue);
+    world.run(50, 20, 0.9);
+    world.controller = false;
+    let command = world.run(1, 1, 0.9);
+    assert_eq!((command.mode, command.outcome, command.send), (Mode::Warmup, Outcome::NoController, false));
+    assert!(!world.run(30, 1, 0.9).send);
+    world.controller = true;
+    assert_eq!(world.tick().outcome, Outcome::NoObservation, "what was seen before does not count");
+    world.observe(0);
+    world.observed.measured = [-0.5; MAX_JOINTS];
+    world.plan(world.observed.time, 0.9);
+    let command = world.tick();
+    assert_eq!((command.mode, command.send), (Mode::Running, true));
+    assert!((-0.5..=-0.5 + 20.0 * 1e-4 + 1e-12).contains(&command.values()[0]), "{:?}", command.values());
+    // It is gone for good: a stop still latches.
+    world.controller = false;
+    world.stops += 1;
+    world.run(10, 1, 0.9);
+    assert_eq!(world.control.mode(), Mode::Stopped);
+}
+
+#[test]
+fn actions_outside_the_workspace_hold_where_configured() {
+    let mut world = World::new(Late::Continue);
+    world.control = Control::new(ControlConfig {
+        workspace: Workspace { axes: vec![(0, [-0.5, 0.5])], outside: Outside::Hold },
+        ..config(Late::Continue)
+    });
+    world.run(10, 10, 0.4);
+    world.observe(0);
+    world.plan(world.observed.time, 0.6);
+    let command = world.tick();
+    assert_eq!((command.mode, command.outcome), (Mode::Holding, Outcome::OutsideWorkspace));
+    assert_eq!(world.run(1, 1, 0.4).mode, Mode::Running);
+}
+
+#[test]
 fn the_same_events_give_the_same_commands() {
     let run = || {
         let mut world = World::new(Late::Continue);
@@ -297,6 +341,7 @@ enum Event {
     Stop,
     Reset,
     Operator { in_charge: bool },
+    Controller { there: bool },
     Jump { millis: u16 },
 }
 
@@ -310,6 +355,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Stop),
         2 => Just(Event::Reset),
         1 => any::<bool>().prop_map(|in_charge| Event::Operator { in_charge }),
+        1 => prop::bool::weighted(0.8).prop_map(|there| Event::Controller { there }),
         1 => (0_u16..3000).prop_map(|millis| Event::Jump { millis }),
     ]
 }
@@ -357,6 +403,10 @@ proptest! {
                     world.operator = in_charge;
                     1
                 }
+                Event::Controller { there } => {
+                    world.controller = there;
+                    1
+                }
                 Event::Jump { millis } => {
                     world.now = world.now + i64::from(millis) * MILLISECOND;
                     0
@@ -376,7 +426,8 @@ proptest! {
                     prop_assert!(resting, "latched in {:?}", command.mode);
                 }
                 prop_assert!(!(world.operator && command.send), "two are in charge: {:?}", command);
-                if command.mode == Mode::Warmup || world.operator {
+                prop_assert!(world.controller || !command.send, "to nobody: {:?}", command);
+                if command.mode == Mode::Warmup || world.operator || !world.controller {
                     prop_assert!(!command.send);
                     last = None;
                     continue;
@@ -392,6 +443,8 @@ proptest! {
                     let v = (q - from[joint]) / dt;
                     let a = (v - speed[joint]) / dt;
                     prop_assert!((l.position[0]..=l.position[1]).contains(&q), "position {q}");
+                    let [low, high] = if joint == 1 { BOX } else { l.position };
+                    prop_assert!((low..=high).contains(&q), "workspace {q}");
                     prop_assert!(v.abs() <= l.velocity + 1e-9, "velocity {v}");
                     prop_assert!(a.abs() <= l.acceleration + 1e-7, "acceleration {a}");
                     now_speed[joint] = v;

@@ -12,6 +12,7 @@
 pub mod control_loop;
 mod loops;
 
+use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -71,6 +72,7 @@ pub struct Daemon {
     publish: JoinHandle<()>,
     drain: JoinHandle<()>,
     health: JoinHandle<()>,
+    _awake: Option<File>,
     /// Dropped last, or when starting fails half way.
     _leash: Leash,
 }
@@ -108,7 +110,19 @@ impl Daemon {
         let (recorder, events) = events::ring();
         let (tap, basin) = record::tap(log.is_some());
 
-        let outlet = Outlet::open(&bus, robot)?;
+        let outlet = {
+            let (tally, tap) = (Arc::clone(&tally), tap.clone());
+            Outlet::open(&bus, robot, &signals, move |pair| {
+                let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+                match pair {
+                    Some(pair) => {
+                        tally.shadow.add(&pair.ours, &pair.theirs);
+                        tap.put(|| Message::Shadow(pair));
+                    }
+                    None => tally.shadow.alone += 1,
+                }
+            })?
+        };
         let publish = {
             let (signals, tally) = (Arc::clone(&signals), Arc::clone(&tally));
             threads::spawn("publish", move || {
@@ -150,6 +164,10 @@ impl Daemon {
         {
             tracing::warn!("{refusal}");
         }
+        let awake = robot
+            .stay_awake
+            .then(threads::stay_awake)
+            .and_then(|kept| kept.inspect_err(|refusal| tracing::warn!("{refusal}")).ok());
         let control = {
             let loop_ = ControlLoop {
                 control: Control::new(robot.control.clone()),
@@ -170,7 +188,19 @@ impl Daemon {
                 loop_.run();
             })?
         };
-        Ok(Self { bus, inlet, signals, tally, control, inference, publish, drain, health, _leash: leash })
+        Ok(Self {
+            bus,
+            inlet,
+            signals,
+            tally,
+            control,
+            inference,
+            publish,
+            drain,
+            health,
+            _awake: awake,
+            _leash: leash,
+        })
     }
 
     /// Stops, resets and the mode.

@@ -49,6 +49,8 @@ pub struct Seen {
     pub resets: u64,
     /// Whether an operator was in charge.
     pub operator: bool,
+    /// Whether somebody received the commands.
+    pub controller: bool,
 }
 
 /// The real-time side.

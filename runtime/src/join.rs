@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `switch` | what was predicted |
 //! | `ensemble` | at every action's time, the weighted mean of all chunks that reach so far (Zhao et al. 2023, ACT) |
-//! | `inpaint` | predicted with the actions that the old chunk is committed to until this one is ready as known: they are imposed, noised, at every denoising step, and the rest of the trajectory is denoised to join them |
+//! | `inpaint` | predicted with the actions that the old chunk is committed to until this one is ready as known (and, where actions are interpolated, the one that is on the way then, so that the motion goes on from where it is): they are imposed, noised, at every denoising step, and the rest of the trajectory is denoised to join them |
 //!
 //! Pure; allocates only when made. Times that fall between two actions of an older chunk are interpolated linearly.
 
@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use crate::chunk::{Chunk, Interpolation, Path};
 use crate::clock::Time;
 use crate::policy::Known;
-use crate::pose::{Mean, Rotation};
+use crate::pose::Mean;
 use crate::safety::MAX_JOINTS;
 
 /// The modes.
@@ -43,6 +43,8 @@ fn default_decay() -> f64 {
 pub struct Joiner {
     join: Join,
     path: Path,
+    /// Whether the robot is between two actions, on the way to the second.
+    interpolated: bool,
     /// Older chunks, the oldest first: predictions of an ensemble, else the last one handed out.
     past: VecDeque<Chunk>,
     spare: Vec<Chunk>,
@@ -50,12 +52,19 @@ pub struct Joiner {
 
 impl Joiner {
     /// For chunks as large as `blank`.
-    pub fn new(join: Join, rotations: &[Rotation], blank: &Chunk) -> Self {
+    pub fn new(join: Join, executed: &Path, blank: &Chunk) -> Self {
         // More than these never reach as far as the newest observation.
         let kept =
             if let Join::Ensemble { .. } = join { blank.actions.len() / blank.joints.max(1) } else { 1 };
-        let path = Path { interpolation: Interpolation::Linear, rotations: rotations.to_vec() };
-        Self { join, path, past: VecDeque::with_capacity(kept), spare: vec![blank.clone(); kept] }
+        let path = Path { interpolation: Interpolation::Linear, ..executed.clone() };
+        let interpolated = executed.interpolation != Interpolation::Hold;
+        Self {
+            join,
+            path,
+            interpolated,
+            past: VecDeque::with_capacity(kept),
+            spare: vec![blank.clone(); kept],
+        }
     }
 
     /// Whether predictions are made with known actions.
@@ -68,15 +77,17 @@ impl Joiner {
         self.spare.extend(self.past.drain(..));
     }
 
-    /// Which actions of a trajectory are known: those before `committed` that the last chunk has. Token i of the trajectory
+    /// Which actions of a trajectory are known, of those that the last chunk has: those before `committed` and, when
+    /// interpolated, the one after. Token i of the trajectory
     /// stands for `observation + (i - first) * action period`.
     pub fn known(&self, observation: Time, first: usize, committed: Time, out: &mut Known) {
         out.tokens.fill(false);
         let Some(last) = self.past.back() else { return };
         let size = last.joints;
+        let end = if self.interpolated { committed + last.action_period } else { committed };
         for (token, row) in out.actions.chunks_mut(size).enumerate() {
             let time = observation + (token as i64 - first as i64) * last.action_period;
-            if time >= committed || time < last.observation {
+            if time >= end || time < last.observation {
                 continue;
             }
             if let Some((_, action)) = last.at(time, &self.path) {
@@ -161,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_switch_takes_what_was_predicted() {
-        let mut joiner = Joiner::new(Join::Switch, &[], &chunk(0, [0.0; 3]));
+        let mut joiner = Joiner::new(Join::Switch, &Interpolation::Hold.into(), &chunk(0, [0.0; 3]));
         joined(&mut joiner, 0, [1.0, 2.0, 3.0]);
         assert_eq!(joined(&mut joiner, 100, [9.0, 8.0, 7.0]), [9.0, 8.0, 7.0]);
     }
@@ -169,7 +180,8 @@ mod tests {
     #[test]
     fn an_ensemble_weighs_the_oldest_most() {
         let decay = 2f64.ln();
-        let mut joiner = Joiner::new(Join::Ensemble { decay }, &[], &chunk(0, [0.0; 3]));
+        let mut joiner =
+            Joiner::new(Join::Ensemble { decay }, &Interpolation::Hold.into(), &chunk(0, [0.0; 3]));
         close(&joined(&mut joiner, 0, [1.0, 2.0, 3.0]), [1.0, 2.0, 3.0]);
         // At 100: 2 and 5 with weights 1 and 1/2; at 200: 3 and 6; at 300 only the new one.
         close(&joined(&mut joiner, 100, [5.0, 6.0, 7.0]), [3.0, 4.0, 7.0]);
@@ -181,7 +193,7 @@ mod tests {
 
     #[test]
     fn what_is_committed_is_known() {
-        let mut joiner = Joiner::new(Join::Inpaint, &[], &chunk(0, [0.0; 3]));
+        let mut joiner = Joiner::new(Join::Inpaint, &Interpolation::Hold.into(), &chunk(0, [0.0; 3]));
         let mut known = Known { tokens: vec![true; 4], actions: vec![0.0; 4] };
         joiner.known(Time::from_nanos(50), 1, Time::from_nanos(1000), &mut known);
         assert_eq!(known.tokens, [false; 4], "nothing came before");
@@ -190,5 +202,11 @@ mod tests {
         joiner.known(Time::from_nanos(50), 1, Time::from_nanos(200), &mut known);
         assert_eq!(known.tokens, [false, true, true, false]);
         assert_eq!(known.actions[1..3], [1.5, 3.0]);
+        // At 200 a robot that moves from action to action is on the way to the one at 250.
+        let mut joiner = Joiner::new(Join::Inpaint, &Interpolation::Cubic.into(), &chunk(0, [0.0; 3]));
+        joined(&mut joiner, 0, [1.0, 2.0, 4.0]);
+        joiner.known(Time::from_nanos(50), 1, Time::from_nanos(200), &mut known);
+        assert_eq!(known.tokens, [false, true, true, true]);
+        assert_eq!(known.actions[1..], [1.5, 3.0, 4.0]);
     }
 }

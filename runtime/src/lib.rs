@@ -23,6 +23,7 @@ pub mod mailbox;
 pub mod metrics;
 pub mod noise;
 pub mod observation;
+pub mod outcome;
 pub mod picture;
 pub mod planner;
 pub mod policy;
@@ -36,5 +37,6 @@ pub mod scene;
 #[cfg(feature = "pusht")]
 pub mod seams;
 pub mod search;
+pub mod shadow;
 pub mod threads;
 pub mod trajectory;

@@ -36,7 +36,7 @@ pub fn run(
     let mut planner = Planner::new(policy, robot)?;
     let mut control = Control::new(robot.control.clone());
     let mut chunk = planner.blank();
-    let mut outlet = Outlet::open(&bus, robot)?;
+    let mut outlet = Outlet::open(&bus, robot, signals, |_| {})?;
     let mut tally = Tally::default();
     let ticks = (robot.action_period / robot.control.period).max(1);
 
@@ -86,19 +86,21 @@ pub fn run(
             let now = window.time + tick * robot.control.period;
             let start = clock::now();
             let (stops, resets, operator) = (signals.stops(), signals.resets(), signals.operator());
-            let command =
-                control.step(now, &Inputs { chunk: &chunk, observed: &observed, stops, resets, operator });
+            // The simulation waits for every command.
+            let controller = true;
+            let (chunk, observed) = (&chunk, &observed);
+            let command = control.step(now, &Inputs { chunk, observed, stops, resets, operator, controller });
             tally.ticks.work.record(clock::now() - start);
             record(&|| {
                 let (chunk, observation) = (chunk.sequence, observed.sequence);
-                let seen = Seen { chunk, observation, stops, resets, operator };
+                let seen = Seen { chunk, observation, stops, resets, operator, controller };
                 let tick = events::Tick { due: now, wake_error: 0, work: 0, missed: 0, seen, command };
                 Message::Tick(record::Tick::of(&tick))
             });
             tally.ticks.mode = command.mode;
             signals.set_mode(command.mode);
             if tick == ticks / 2 {
-                outlet.send(&command, &chunk, Reading::simulated(now.nanos()));
+                outlet.send(&command, chunk, Reading::simulated(now.nanos()));
             }
         }
     }

@@ -138,6 +138,7 @@ pub fn text(tally: &Tally, observations: (u64, [u64; Refusal::ALL.len()]), sched
     }
     for (limit, count) in [
         ("position", gate.position),
+        ("workspace", gate.workspace),
         ("velocity", gate.velocity),
         ("acceleration", gate.acceleration),
         ("stale_observation", gate.stale_observation),
@@ -160,13 +161,22 @@ pub fn text(tally: &Tally, observations: (u64, [u64; Refusal::ALL.len()]), sched
         ("tick_events_lost", tally.control.events_lost),
         ("inference_failed", tally.inference_failed),
         ("inference_non_finite", tally.inference_non_finite),
+        ("inference_outside_calibration", tally.inference_outside),
         ("engines_lost", tally.engines_lost),
         ("plan_steps_down", tally.steps_down),
         ("plan_steps_up", tally.steps_up),
         ("recorded", tally.recorded.0),
         ("recording_lost", tally.recorded.1),
+        ("shadow_compared", tally.shadow.compared),
+        ("shadow_alone", tally.shadow.alone),
     ] {
         let _ = writeln!(out, "refrain_{name}_total {count}");
+    }
+    for (joint, apart) in tally.shadow.joints.iter().enumerate() {
+        let mean = apart.sum / tally.shadow.compared as f64;
+        for (what, value) in [("last", apart.last), ("mean", mean), ("largest", apart.largest)] {
+            let _ = writeln!(out, "refrain_shadow_difference{{joint=\"{joint}\",what=\"{what}\"}} {value}");
+        }
     }
     for (name, spans) in [
         ("tick_wake_error_seconds", &tally.ticks.wake),

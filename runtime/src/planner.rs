@@ -68,7 +68,7 @@ impl Planner {
         let first = architecture.executed().start;
         let steps = architecture.tokens() - first;
         let blank = Chunk::none(steps, policy.config().action.size(), robot.action_period);
-        let joiner = Joiner::new(robot.join, &robot.control.path.rotations, &blank);
+        let joiner = Joiner::new(robot.join, &robot.control.path, &blank);
         let known = policy.unknown();
         let mut noise = 0;
         for rung in &mut rungs {
@@ -120,6 +120,11 @@ impl Planner {
     /// How often an engine had to give way to a slower one.
     pub fn engines_lost(&self) -> u64 {
         self.rungs.iter().map(|rung| rung.policy.fallbacks()).sum()
+    }
+
+    /// Predictions from observations outside what their schedule was found with.
+    pub fn outside(&self) -> u64 {
+        self.rungs.iter().map(|rung| rung.policy.outside()).sum()
     }
 
     /// Notes how long a prediction took; the next one may run another plan.

@@ -61,6 +61,11 @@ impl Policy {
         self
     }
 
+    /// Whether it counts them: whether its schedule says what it was found with.
+    pub fn watches(&self) -> bool {
+        self.coverage.is_some()
+    }
+
     /// Predictions from observations of which a number lay outside what the schedule was found with.
     pub fn outside(&self) -> u64 {
         self.outside

@@ -6,6 +6,7 @@
 //! | `inference` | `refrain/Inference` | prediction, with what it was made from |
 //! | `tick` | `refrain/Tick` | tick, with what it saw |
 //! | `plan` | `refrain/Plan` | step of the ladder |
+//! | `shadow` | `refrain/Shadow` | command of whoever is in charge, in shadow mode |
 //!
 //! Messages are ROS 2 CDR, schemas `ros2msg`; times are nanoseconds of the monotonic clock, and a message's log time is
 //! that plus the wall clock's offset at the start. The metadata record `refrain` holds the robot's configuration.
@@ -19,7 +20,7 @@ mod messages;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 pub use self::log::{Limits, Log, OFFSET, Place, RecordError, read};
-pub use self::messages::{Inference, Message, Observation, Plan, Tick};
+pub use self::messages::{Inference, Message, Observation, Plan, Shadow, Tick};
 
 /// Messages that may wait for the draining thread.
 const WAITING: usize = 1024;

@@ -85,7 +85,7 @@ pub fn run(
                 observed.insert(seen.sequence, seen.observed());
                 message.clone()
             }
-            Message::Plan(_) => message.clone(),
+            Message::Plan(_) | Message::Shadow(_) => message.clone(),
             Message::Inference(inference) => {
                 out.inferences += 1;
                 chunks.extend(inference.as_chunk().map(|chunk| (chunk.sequence, chunk)));
@@ -95,9 +95,10 @@ pub fn run(
                 match (chunks.get(&tick.seen_chunk), observed.get(&tick.seen_observation)) {
                     (Some(chunk), Some(observed)) if tick.sequence == out.ticks + 1 => {
                         out.ticks += 1;
-                        let (stops, resets, operator) = (tick.stops, tick.resets, tick.operator);
+                        let (stops, resets) = (tick.stops, tick.resets);
+                        let (operator, controller) = (tick.operator, tick.controller);
                         let now = message.time();
-                        let inputs = Inputs { chunk, observed, stops, resets, operator };
+                        let inputs = Inputs { chunk, observed, stops, resets, operator, controller };
                         let command = control.step(now, &inputs);
                         Message::Tick(Tick::again(tick, &command))
                     }

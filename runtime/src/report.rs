@@ -4,9 +4,10 @@ use crate::control::{Counts, Mode};
 use crate::events::{Spans, Summary, TickStats};
 use crate::observation::Refusal;
 use crate::safety::GateCounts;
+use crate::shadow::Differences;
 
 /// What a run did so far.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
     /// What the control loop counted.
     pub counts: Counts,
@@ -30,6 +31,8 @@ pub struct Report {
     pub inference_failed: u64,
     /// Predictions that were not finite.
     pub inference_non_finite: u64,
+    /// Predictions from observations outside what their schedule was found with.
+    pub inference_outside: u64,
     /// Engines that failed and were replaced by the fallback.
     pub engines_lost: u64,
     /// The plan that ran last; 0 is the best-scoring of the ladder.
@@ -40,6 +43,8 @@ pub struct Report {
     pub steps_up: u64,
     /// Messages recorded, and messages lost since the recording ended early.
     pub recorded: (u64, u64),
+    /// In shadow mode, how far apart commands were.
+    pub shadow: Differences,
     /// Observation messages taken in.
     pub observations: u64,
     /// Observation messages refused, in the order of [`Refusal::ALL`].
@@ -80,6 +85,8 @@ pub struct Tally {
     pub inference_failed: u64,
     /// Predictions that were not finite.
     pub inference_non_finite: u64,
+    /// Predictions from observations outside what their schedule was found with.
+    pub inference_outside: u64,
     /// Engines that failed and were replaced by the fallback.
     pub engines_lost: u64,
     /// The plan that ran last.
@@ -90,6 +97,8 @@ pub struct Tally {
     pub steps_up: u64,
     /// Messages recorded, and messages lost since the recording ended early.
     pub recorded: (u64, u64),
+    /// In shadow mode, how far apart commands were.
+    pub shadow: Differences,
     /// Commands sent, and commands that could not be.
     pub commands: (u64, u64),
 }
@@ -110,7 +119,9 @@ impl Tally {
             inference_failed: self.inference_failed,
             inference_non_finite: self.inference_non_finite,
             recorded: self.recorded,
+            inference_outside: self.inference_outside,
             engines_lost: self.engines_lost,
+            shadow: self.shadow.clone(),
             rung: self.rung,
             steps_down: self.steps_down,
             steps_up: self.steps_up,

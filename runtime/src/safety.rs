@@ -3,10 +3,11 @@
 //! The gate owns what is commanded. It starts at rest where the robot was measured and moves toward a target by at most
 //! what the limits allow, so the first action is reached by a ramp and not by a jump. It checks, in this order: that there
 //! is a target, the age of the observation, the age of the chunk, that every number is finite, that the target lies in
-//! the joint's range. What it does not like it brakes for; it never passes it on, and it counts it by name.
+//! the workspace and in the joints' ranges. What it does not like it brakes for; it never passes it on, and it counts it by
+//! name.
 //!
 //! Guarantees, per joint and tick, up to the rounding of a subtraction: the command is finite; it is inside the position
-//! range; consecutive commands differ by at most `velocity * period`; consecutive velocities by at most
+//! range and the workspace; consecutive commands differ by at most `velocity * period`; consecutive velocities by at most
 //! `acceleration * period`; and from any state the command can be brought to rest without leaving the range. They
 //! hold because a speed is only allowed if braking from it, tick by tick, ends before the range does.
 //!
@@ -60,6 +61,25 @@ pub enum Outside {
     Hold,
 }
 
+/// The box that some position joints together stay in, such as the x, y and z of a tool. It narrows their position
+/// ranges, so that whatever holds for those holds for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Workspace {
+    /// Joints, each with the box's lowest and highest position there, u.
+    pub axes: Vec<(usize, [f64; 2])>,
+    /// What happens to targets outside the box.
+    pub outside: Outside,
+}
+
+impl Workspace {
+    /// No box.
+    pub const ANYWHERE: Self = Self { axes: Vec::new(), outside: Outside::Hold };
+
+    fn has(&self, target: &[f64]) -> bool {
+        self.axes.iter().all(|(joint, [low, high])| (*low..=*high).contains(&target[*joint]))
+    }
+}
+
 /// What the gate is asked to pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
@@ -93,6 +113,8 @@ pub enum Reason {
     NonFinite,
     /// The target lies outside the position range, and the robot holds then.
     Outside,
+    /// The target lies outside the workspace, and the robot holds then.
+    Workspace,
     /// The target has not as many numbers as the robot has joints.
     WrongSize,
 }
@@ -102,6 +124,8 @@ pub enum Reason {
 pub struct GateCounts {
     /// Targets outside the position range.
     pub position: u64,
+    /// Targets outside the workspace, in ticks, whether held or clamped.
+    pub workspace: u64,
     /// Commands slowed by the velocity limit.
     pub velocity: u64,
     /// Commands slowed or stretched by the acceleration limit.
@@ -148,6 +172,7 @@ pub enum EngageError {
 pub struct Gate {
     limits: Vec<Limits>,
     outside: Outside,
+    workspace: Workspace,
     max_observation_age: Nanos,
     max_chunk_age: Nanos,
     period_s: f64,
@@ -174,6 +199,7 @@ impl Gate {
         Self {
             limits: limits.to_vec(),
             outside,
+            workspace: Workspace::ANYWHERE,
             max_observation_age,
             max_chunk_age,
             period_s: clock::seconds(period),
@@ -192,6 +218,17 @@ impl Gate {
             config.max_chunk_age,
             config.period,
         )
+        .within(&config.workspace)
+    }
+
+    /// The same gate inside a box.
+    pub fn within(mut self, workspace: &Workspace) -> Self {
+        for (joint, [low, high]) in &workspace.axes {
+            let position = &mut self.limits[*joint].position;
+            *position = [position[0].max(*low), position[1].min(*high)];
+        }
+        self.workspace = workspace.clone();
+        self
     }
 
     /// A gate with the same limits that commanded `command` last, at `rates`.
@@ -241,6 +278,7 @@ impl Gate {
     pub fn pass(&mut self, now: Time, request: &Request<'_>) -> Verdict {
         match self.judge(now, request) {
             Ok(target) => {
+                self.counts.workspace += u64::from(!self.workspace.has(target));
                 for (joint, target) in target.iter().enumerate() {
                     self.follow(joint, *target);
                 }
@@ -300,6 +338,9 @@ impl Gate {
         let outside = |(value, limits): (&f64, &Limits)| {
             limits.kind == Kind::Position && !(limits.position[0]..=limits.position[1]).contains(value)
         };
+        if self.workspace.outside == Outside::Hold && !self.workspace.has(target) {
+            return Err(Reason::Workspace);
+        }
         if self.outside == Outside::Hold && target.iter().zip(&self.limits).any(outside) {
             return Err(Reason::Outside);
         }
@@ -314,6 +355,7 @@ impl Gate {
             Reason::StaleChunk => counts.stale_chunk += 1,
             Reason::NonFinite => counts.non_finite += 1,
             Reason::Outside => counts.outside += 1,
+            Reason::Workspace => counts.workspace += 1,
             Reason::WrongSize => counts.wrong_size += 1,
         }
     }

@@ -25,6 +25,7 @@ const HOLD: Request<'static> =
 /// The gate's own state is not asked: commands are differenced as a robot would.
 struct Watch {
     limits: Vec<Limits>,
+    workspace: Workspace,
     last: Vec<f64>,
     velocity: Vec<f64>,
 }
@@ -32,7 +33,8 @@ struct Watch {
 impl Watch {
     fn new(gate: &Gate) -> Self {
         let last = gate.command()[..gate.joints()].to_vec();
-        Self { limits: gate.limits.clone(), velocity: vec![0.0; last.len()], last }
+        let workspace = Workspace::ANYWHERE;
+        Self { limits: gate.limits.clone(), workspace, velocity: vec![0.0; last.len()], last }
     }
 
     fn check(&mut self, command: &Joints) -> Result<(), String> {
@@ -50,6 +52,9 @@ impl Watch {
                 return Err(format!("joint {joint}: q {q}, v {v}, a {a} against {l:?}"));
             }
             (self.last[joint], self.velocity[joint]) = (q, v);
+        }
+        if !self.workspace.has(command) {
+            return Err(format!("{:?} is outside {:?}", &command[..self.last.len()], self.workspace));
         }
         Ok(())
     }
@@ -154,6 +159,32 @@ fn a_velocity_joint_ramps_to_zero() {
     assert!(gate.at_rest());
 }
 
+/// Three axes, of which the second and the third have a box.
+fn boxed(outside: Outside) -> (Gate, Workspace) {
+    let workspace = Workspace { axes: vec![(1, [-0.5, 0.25]), (2, [0.0, 9.0])], outside };
+    (gate(&[limits([-1.0, 1.0], 5.0, 50.0); 3]).within(&workspace), workspace)
+}
+
+#[test]
+fn outside_the_workspace_targets_are_clamped_or_the_robot_holds() {
+    let (mut gate, _) = boxed(Outside::Clamp);
+    gate.engage(&[0.0, 0.0, 0.5]).unwrap();
+    for _ in 0..100 {
+        assert_eq!(gate.pass(Time::default(), &to(&[0.9, 0.9, -0.9])), Verdict::Followed);
+    }
+    assert_eq!(gate.command()[..3], [0.9, 0.25, 0.0]);
+    assert_eq!(gate.counts().workspace, 100);
+
+    let (mut gate, _) = boxed(Outside::Hold);
+    assert!(matches!(gate.engage(&[0.0, 0.4, 0.5]), Err(EngageError::OutsideRange { joint: 1, .. })));
+    gate.engage(&[0.0, 0.2, 0.5]).unwrap();
+    for target in [[0.0, 0.26, 0.5], [0.0, 0.2, -0.01]] {
+        assert_eq!(gate.pass(Time::default(), &to(&target)), Verdict::Held(Reason::Workspace));
+    }
+    assert_eq!(gate.pass(Time::default(), &to(&[0.9, 0.25, 0.0])), Verdict::Followed);
+    assert_eq!((gate.counts().workspace, gate.counts().outside), (2, 0));
+}
+
 fn any_target() -> impl Strategy<Value = f64> {
     prop_oneof![
         8 => -3.0..3.0,
@@ -189,6 +220,27 @@ proptest! {
             watch.check(gate.command()).map_err(TestCaseError::fail)?;
         }
         prop_assert!(gate.at_rest());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn no_target_leaves_the_workspace(
+        targets in prop::collection::vec(([any_target(), any_target(), any_target()], 1_usize..30), 1..40),
+        start in [-1.0..1.0, -0.5..0.25, 0.0..1.0],
+        outside in prop_oneof![Just(Outside::Clamp), Just(Outside::Hold)],
+    ) {
+        let (mut gate, workspace) = boxed(outside);
+        gate.engage(&start).unwrap();
+        let mut watch = Watch { workspace, ..Watch::new(&gate) };
+        for (target, ticks) in targets {
+            for _ in 0..ticks {
+                gate.pass(Time::default(), &to(&target));
+                watch.check(gate.command()).map_err(TestCaseError::fail)?;
+            }
+        }
     }
 }
 

@@ -96,7 +96,14 @@ pub fn ride(robot: &Robot, policy: Policy, delay: Nanos) -> Result<Ride, PlanErr
             }
             let command = control.step(
                 now,
-                &Inputs { chunk: &current, observed: &observed, stops: 0, resets: 0, operator: false },
+                &Inputs {
+                    chunk: &current,
+                    observed: &observed,
+                    stops: 0,
+                    resets: 0,
+                    operator: false,
+                    controller: true,
+                },
             );
             if command.mode != Mode::Warmup {
                 commands.push(command);

@@ -1,9 +1,10 @@
 //! Thread creation and what a thread asks of the operating system, in one place.
 //!
-//! Real-time scheduling, a fixed CPU and locked memory are asked for by configuration. A refusal is reported and
+//! Real-time scheduling, a fixed CPU, locked memory and processors that stay awake are asked for by configuration. A refusal is reported and
 //! survived: the thread then runs as any other.
 
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
 use std::thread::{Builder, JoinHandle, Thread};
 
 use rustix::mm::{MlockAllFlags, mlockall};
@@ -53,7 +54,18 @@ pub enum Refusal {
         /// The operating system's words.
         reason: String,
     },
+    /// Processors may sleep deeply.
+    #[error(
+        "keeping processors awake was refused ({reason}); let the daemon write {LATENCY}; going on without"
+    )]
+    Awake {
+        /// The operating system's words.
+        reason: String,
+    },
 }
+
+/// Linux's latency promise: what stands in it holds while it is open.
+const LATENCY: &str = "/dev/cpu_dma_latency";
 
 /// Starts a named thread.
 pub fn spawn<T: Send + 'static>(
@@ -125,6 +137,13 @@ pub fn promote(wanted: Scheduling) -> Vec<Refusal> {
 pub fn lock_memory() -> Result<(), Refusal> {
     mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE)
         .map_err(|error| Refusal::Memory { reason: error.to_string() })
+}
+
+/// Keeps processors out of the sleep that they wake from late, until the file is dropped; as cyclictest does.
+pub fn stay_awake() -> Result<File, Refusal> {
+    let open = OpenOptions::new().write(true).open(LATENCY);
+    let promised = open.and_then(|mut file| file.write_all(&0_i32.to_ne_bytes()).map(|()| file));
+    promised.map_err(|error| Refusal::Awake { reason: error.to_string() })
 }
 
 /// Wakes one parked thread. Waking never blocks (one futex call), so the real-time thread may do it.

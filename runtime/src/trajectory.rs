@@ -119,7 +119,7 @@ mod tests {
     use super::*;
     use crate::clock::MILLISECOND;
     use crate::control::Late;
-    use crate::safety::{Kind, Limits, Outside};
+    use crate::safety::{Kind, Limits, Outside, Workspace};
 
     const ACTION: Nanos = 100 * MILLISECOND;
 
@@ -135,6 +135,7 @@ mod tests {
             command_validity: 1,
             outside: Outside::Clamp,
             limits: vec![limits],
+            workspace: Workspace::ANYWHERE,
         };
         Lookahead::new(&control, ACTION)
     }

@@ -36,7 +36,7 @@ pub struct Doing {
     pub nan: AtomicBool,
 }
 
-/// An engine double: every action is the middle of the action's range.
+/// An engine double: the actions go from near the low end of their range to near the high end.
 pub struct Double(pub Arc<Doing>);
 
 impl Engine for Double {
@@ -48,9 +48,12 @@ impl Engine for Double {
         let delay = self.0.delay_ms.load(Ordering::Relaxed) as i64 * MILLISECOND;
         clock::sleep_until(clock::now() + delay);
         if self.0.fails.load(Ordering::Relaxed) {
-            return Err(EngineError::Size { name: "observation", expected: 1, got: 0 });
+            return Err(EngineError::Lost("the double fails".into()));
         }
-        trajectory.fill(if self.0.nan.load(Ordering::Relaxed) { f32::NAN } else { 0.0 });
+        let (nan, last) = (self.0.nan.load(Ordering::Relaxed), trajectory.len() - 1);
+        for (i, value) in trajectory.iter_mut().enumerate() {
+            *value = if nan { f32::NAN } else { 1.6 * i as f32 / last as f32 - 0.8 };
+        }
         Ok(())
     }
 }
@@ -76,11 +79,13 @@ pub struct Rig {
     pub bus: Bus,
     /// Its observations.
     pub observations: Publisher,
+    /// Where its end listens, for a third party.
+    pub endpoint: String,
     /// The daemon's configuration.
     pub robot: Robot,
     received: Arc<Mutex<Vec<Received>>>,
     sequence: i64,
-    _commands: Subscription,
+    commands: Option<Subscription>,
 }
 
 /// The policy that rigs run: its shape is Push-T's.
@@ -133,50 +138,101 @@ impl Rig {
 
     /// The same with a recording.
     pub fn recorded(change: impl FnOnce(&mut RobotConfig), log: Option<Log>) -> Self {
+        Self::running(change, log, |engine| Policy::new(policy_config(), Box::new(engine)))
+    }
+
+    /// The same with a policy that is made around the engine double.
+    pub fn running(
+        change: impl FnOnce(&mut RobotConfig),
+        log: Option<Log>,
+        policy: impl FnOnce(Double) -> Policy,
+    ) -> Self {
         let mut config = robot_config();
         change(&mut config);
         let robot = config.resolve(&policy_config()).expect("a sound configuration");
         let engine = Arc::new(Doing::default());
-        let daemon = Self::start_daemon(&robot, &engine, log);
+        let daemon = Daemon::recorded(&robot, policy(Double(Arc::clone(&engine))), log).expect("a daemon");
+        let received = Arc::default();
+        let endpoint = bus::free_endpoint().expect("a free port");
+        let (bus, observations) = Self::side(&robot, &endpoint);
+        let mut rig = Self {
+            daemon,
+            engine,
+            bus,
+            observations,
+            endpoint,
+            robot,
+            received,
+            sequence: 0,
+            commands: None,
+        };
+        rig.listen();
+        rig.wait_for_daemon();
+        rig
+    }
+
+    /// The robot's session: a peer of the daemon, or where the daemon connects to a router, the router's client.
+    fn side(robot: &Robot, endpoint: &str) -> (Bus, Publisher) {
+        let routed = !robot.bus.connect.is_empty();
+        let client = "{ mode: 'client', scouting: { multicast: { enabled: false } } }";
         let section = BusSection {
-            connect: robot.bus.listen.clone(),
+            zenoh: routed.then(|| client.to_owned()),
+            connect: if routed { robot.bus.connect.clone() } else { robot.bus.listen.clone() },
+            listen: if routed { Vec::new() } else { vec![endpoint.to_owned()] },
             convention: robot.bus.convention,
             domain: robot.bus.domain,
             node: Some("robot".into()),
             ..BusSection::default()
         };
         let bus = Bus::open(&section).expect("a session");
-        let received = Arc::new(Mutex::new(Vec::new()));
-        let keep = Arc::clone(&received);
-        let topic = robot.command_topic.clone().expect("a topic");
-        let commands = bus
-            .subscribe(&topic, &FLOAT64_MULTI_ARRAY, Qos::NEWEST, move |message| {
-                let mut values = vec![0.0; 2];
-                cdr::read_array(&message.payload, &mut values).expect("a readable command");
-                let attachment = message.attachment.expect("an attachment");
-                keep.lock().expect("the list").push(Received { at: clock::now(), attachment, values });
-            })
-            .expect("a subscription");
-        let observations = bus
-            .publisher(&robot.topics[0].topic, &FLOAT64_MULTI_ARRAY, Traffic::Control)
-            .expect("a publisher");
+        let topic = &robot.topics[0].topic;
+        let observations = bus.publisher(topic, &FLOAT64_MULTI_ARRAY, Traffic::Control).expect("a publisher");
+        (bus, observations)
+    }
+
+    fn wait_for_daemon(&self) {
         let deadline = clock::now() + PATIENCE;
-        while !observations.is_matched() {
+        while !self.observations.is_matched() {
             assert!(clock::now() < deadline, "the daemon does not listen");
             clock::sleep_until(clock::now() + MILLISECOND);
         }
-        Self { daemon, engine, bus, observations, robot, received, sequence: 0, _commands: commands }
+    }
+
+    /// Listens for commands.
+    pub fn listen(&mut self) {
+        let keep = Arc::clone(&self.received);
+        let topic = self.robot.command_topic.clone().expect("a topic");
+        let commands = self.bus.subscribe(&topic, &FLOAT64_MULTI_ARRAY, Qos::NEWEST, move |message| {
+            let mut values = vec![0.0; 2];
+            cdr::read_array(&message.payload, &mut values).expect("a readable command");
+            let attachment = message.attachment.expect("an attachment");
+            keep.lock().expect("the list").push(Received { at: clock::now(), attachment, values });
+        });
+        self.commands = Some(commands.expect("a subscription"));
+    }
+
+    /// Listens no more.
+    pub fn ignore(&mut self) {
+        self.commands = None;
+    }
+
+    /// Closes the robot's session and opens another one after `pause`.
+    pub fn reopen(&mut self, pause: Nanos) {
+        self.commands = None;
+        let nobody = Bus::open(&BusSection::default()).expect("a session");
+        self.observations =
+            nobody.publisher("nothing", &FLOAT64_MULTI_ARRAY, Traffic::Control).expect("a publisher");
+        std::mem::replace(&mut self.bus, nobody).close().expect("closed");
+        clock::sleep_until(clock::now() + pause);
+        (self.bus, self.observations) = Self::side(&self.robot, &self.endpoint);
+        self.listen();
+        self.wait_for_daemon();
     }
 
     /// A daemon alone; somebody else is the robot.
     pub fn daemon(config: &RobotConfig) -> Daemon {
         let robot = config.resolve(&policy_config()).expect("a sound configuration");
-        Self::start_daemon(&robot, &Arc::default(), None)
-    }
-
-    fn start_daemon(robot: &Robot, engine: &Arc<Doing>, log: Option<Log>) -> Daemon {
-        let policy = Policy::new(policy_config(), Box::new(Double(Arc::clone(engine))));
-        Daemon::recorded(robot, policy, log).expect("a daemon")
+        Daemon::start(&robot, double()).expect("a daemon")
     }
 
     /// A good observation's numbers: the pusher stands at (100, 100).
@@ -185,14 +241,14 @@ impl Rig {
     }
 
     /// Publishes numbers with a sequence number and a stamp that is `age` old.
-    pub fn publish(&mut self, values: &[f64], sequence: i64, age: Nanos) {
+    pub fn publish(&self, values: &[f64], sequence: i64, age: Nanos) {
         let mut payload = Vec::new();
         cdr::write_array(&mut payload, values);
         self.publish_bytes(&payload, sequence, clock::read().wall - age);
     }
 
     /// Publishes bytes.
-    pub fn publish_bytes(&mut self, payload: &[u8], sequence: i64, stamp: Wall) {
+    pub fn publish_bytes(&self, payload: &[u8], sequence: i64, stamp: Wall) {
         let publisher = self.observations.id();
         let attachment = Attachment { sequence, source: stamp, publisher, validity: None };
         self.observations.put_with(payload, &attachment).expect("a put");

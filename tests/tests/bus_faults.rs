@@ -1,20 +1,22 @@
-//! The daemon and a robot over zenoh on loopback: whatever goes wrong is named, counted, and answered by a hold.
+//! The daemon and a robot over zenoh on loopback: refusals, stops, takeover, trajectories, shadow mode. Faults have a table of
+//! their own (`faults.rs`).
 //!
 //! Times are bounds for a machine under load, not measurements; `cargo test -- --nocapture` prints what was measured.
 
 use std::sync::atomic::Ordering;
 
+use refrain_policies::coverage::Coverage;
 use refrain_runtime::bus::names::Qos;
 use refrain_runtime::bus::service::Answer;
 use refrain_runtime::bus::{self, Traffic, cdr, interface};
 use refrain_runtime::clock::{self, MILLISECOND, SECOND};
 use refrain_runtime::control::{Mode, Outcome};
-use refrain_runtime::daemon::{Daemon, DaemonError};
+use refrain_runtime::daemon::Daemon;
 use refrain_runtime::observation::Refusal;
+use refrain_runtime::policy::Policy;
+use refrain_runtime::record::{self, Limits, Log, Message, Place};
 use refrain_tests::robot::{Received, Rig, double, policy_config, robot_config, validity};
 
-/// The example's oldest observation, and its commands' validity.
-const MAX_AGE: i64 = 350 * MILLISECOND;
 /// What a loaded machine may add.
 const SLACK: i64 = 400 * MILLISECOND;
 
@@ -40,28 +42,6 @@ fn assert_sound(received: &[Received]) {
 fn assert_still(received: &[Received]) {
     assert!(received.len() > 5, "the hold is sent: {}", received.len());
     assert!(received.windows(2).all(|pair| pair[0].values == pair[1].values), "motion in a hold");
-}
-
-#[test]
-fn an_observation_that_stops_is_detected_and_recovered_from() {
-    let mut rig = Rig::start(|_| {});
-    rig.observe_until("running", |rig| rig.mode() == Mode::Running);
-    rig.observe_until("some motion", |rig| rig.received().len() > 20);
-    let detected = rig.wait_until("holding", |rig| rig.mode() == Mode::Holding);
-    assert!(detected <= MAX_AGE + SLACK, "{} ms", millis(detected));
-    let held = clock::now() + 50 * MILLISECOND;
-    clock::sleep_until(held + 200 * MILLISECOND);
-    assert_still(&rig.since(held));
-    let recovered = rig.observe_until("running again", |rig| rig.mode() == Mode::Running);
-    println!(
-        "observation stops: held after {:.1} ms, running {:.1} ms after it came back",
-        millis(detected),
-        millis(recovered)
-    );
-    let (report, received) = rig.end();
-    assert!(report.counts.of(Outcome::StaleObservation) > 10, "{report:#?}");
-    assert_eq!(report.mode, Mode::Stopped, "leaving stops");
-    assert_sound(&received);
 }
 
 #[test]
@@ -112,32 +92,11 @@ fn bad_observations_are_refused_by_name_while_good_ones_go_on() {
 }
 
 #[test]
-fn slow_and_failing_inference_coasts_holds_and_recovers() {
+fn what_slow_inference_made_stale_is_skipped() {
     let mut rig = Rig::start(|_| {});
-    rig.observe_until("running", |rig| rig.mode() == Mode::Running);
-    rig.engine.delay_ms.store(2500, Ordering::Relaxed);
-    rig.observe_until("coasting", |rig| rig.mode() == Mode::Coasting);
-    rig.observe_until("holding", |rig| rig.mode() == Mode::Holding);
-    let held = clock::now() + 50 * MILLISECOND;
-    rig.engine.delay_ms.store(0, Ordering::Relaxed);
-    rig.observe_until("running again", |rig| rig.mode() == Mode::Running);
-    assert!(rig.since(held).iter().all(|command| command.values == rig.since(held)[0].values));
-
-    rig.engine.fails.store(true, Ordering::Relaxed);
-    rig.observe_until("holding without an engine", |rig| rig.mode() == Mode::Holding);
-    rig.engine.fails.store(false, Ordering::Relaxed);
-    rig.engine.nan.store(true, Ordering::Relaxed);
-    rig.observe_until("non-finite predictions", |rig| rig.daemon.report().inference_non_finite > 0);
-    assert_eq!(rig.mode(), Mode::Holding);
-    rig.engine.nan.store(false, Ordering::Relaxed);
-    let recovered = rig.observe_until("running at last", |rig| rig.mode() == Mode::Running);
-    println!("engine back: running after {:.1} ms", millis(recovered));
     rig.engine.delay_ms.store(250, Ordering::Relaxed);
     rig.observe_until("stale actions", |rig| rig.daemon.report().counts.actions_skipped >= 2);
-    let (report, received) = rig.end();
-    assert!(report.inference_failed > 0 && report.inference_non_finite > 0, "{report:#?}");
-    assert!(report.counts.of(Outcome::FollowedLate) > 0 && report.counts.of(Outcome::ChunkEnded) > 0);
-    assert_sound(&received);
+    assert_sound(&rig.end().1);
 }
 
 #[test]
@@ -233,17 +192,109 @@ fn zenohs_own_configuration_is_passed_through() {
 }
 
 #[test]
-fn a_second_daemon_is_refused_until_the_first_is_gone() {
+fn a_robot_is_free_when_its_daemon_is_gone() {
     let rig = Rig::start(|_| {});
-    let mut config = robot_config();
-    config.bus.connect = rig.robot.bus.listen.clone();
-    let robot = config.resolve(&policy_config()).unwrap();
-    let refused = Daemon::start(&robot, double()).err().expect("two daemons command one robot");
-    assert!(matches!(refused, DaemonError::Bus(bus::BusError::Claimed { .. })), "{refused}");
-    println!("second daemon: {refused}");
-    assert_eq!(rig.mode(), Mode::Warmup, "the first does not notice");
+    let robot = rig.robot.clone();
     rig.end();
     Daemon::start(&robot, double()).expect("the robot is free").shutdown().unwrap();
+}
+
+#[test]
+fn a_shadow_commands_nothing_and_tells_how_far_it_is_from_who_does() {
+    let mut rig = Rig::start(|_| {});
+    let file = std::env::temp_dir().join(format!("refrain-shadow-{}.mcap", std::process::id()));
+    let log = Log::begin(Place::File(file.clone()), Default::default(), clock::read()).unwrap();
+    let mut config = robot_config();
+    config.action.shadow = true;
+    config.bus.listen = Vec::new();
+    config.bus.connect = vec![rig.robot.bus.listen[0].clone(), rig.endpoint.clone()];
+    let robot = config.resolve(&policy_config()).unwrap();
+    // The same policy, so it differs only by when it planned.
+    let shadow = Daemon::recorded(&robot, double(), Some(log)).expect("a shadow is no second commander");
+    rig.observe_until("both running", |rig| {
+        rig.mode() == Mode::Running && shadow.signals().mode() == Mode::Running
+    });
+    rig.observe_until("pairs", |_| shadow.report().shadow.compared > 100);
+    let metrics = shadow.metrics(&[]);
+    assert!(metrics.contains("refrain_shadow_difference{joint=\"1\",what=\"largest\"}"), "{metrics}");
+    let told = shadow.shutdown().unwrap();
+    assert_eq!((told.commands, told.commands_failed), (0, 0), "nothing is commanded");
+    let (report, received) = rig.end();
+    assert_eq!(report.counts.stops, 1, "the shadow's end stops nobody but itself");
+    let sender = received[0].attachment.publisher;
+    assert!(received.iter().all(|command| command.attachment.publisher == sender), "one commander");
+    assert_sound(&received);
+
+    let (_, messages) = record::read(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let pairs: Vec<_> = messages
+        .iter()
+        .filter_map(|m| if let Message::Shadow(pair) = m { Some(pair) } else { None })
+        .collect();
+    assert_eq!(pairs.len() as u64, told.shadow.compared);
+    let apart = |pair: &&record::Shadow| (pair.ours[0] - pair.theirs[0]).abs();
+    let (sum, largest) = pairs.iter().map(apart).fold((0.0, 0.0), |(s, l): (f64, f64), d| (s + d, l.max(d)));
+    let joint = told.shadow.joints[0];
+    assert!(
+        (joint.sum - sum).abs() < 1e-6 && joint.largest == largest,
+        "{joint:?}, recorded {sum} {largest}"
+    );
+    for pair in &pairs {
+        assert!(received.iter().any(|command| command.values == pair.theirs), "never sent: {pair:?}");
+    }
+    println!("shadow: {} pairs, mean {:.2}, largest {:.2}", pairs.len(), sum / pairs.len() as f64, largest);
+}
+
+#[test]
+fn a_full_disk_ends_the_recording_and_the_robot_goes_on() {
+    let folder = std::env::temp_dir().join(format!("refrain-full-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let now = clock::read();
+    // The second file has no room at all.
+    let second = format!("arm-{:012}-000001.mcap", (now.wall.nanos() - now.time.nanos()) / SECOND);
+    std::os::unix::fs::symlink("/dev/full", folder.join(second)).unwrap();
+    let place = Place::Folder(folder.clone(), "arm".into(), Limits { file: 30_000, files: 3 });
+    let log = Log::begin(place, Default::default(), now).unwrap();
+    let mut rig = Rig::recorded(|_| {}, Some(log));
+    rig.observe_until("the recording ended", |rig| rig.daemon.report().recorded.1 > 0);
+    let (from, chunks) = (clock::now(), rig.daemon.report().counts.chunks);
+    rig.observe_until("another chunk", |rig| rig.daemon.report().counts.chunks > chunks);
+    assert_eq!(rig.mode(), Mode::Running);
+    assert!(rig.since(from).len() > 20, "commands go on: {}", rig.since(from).len());
+    let (report, received) = rig.end();
+    std::fs::remove_dir_all(&folder).unwrap();
+    let (written, lost) = report.recorded;
+    assert!(written > 50 && lost > 50, "{written} written, {lost} lost");
+    assert_sound(&received);
+}
+
+#[test]
+fn what_the_schedule_was_not_found_with_is_counted() {
+    let size = policy_config().observation.size();
+    let normal = |raw: f32| {
+        let mut values = vec![raw; size];
+        policy_config().observation.normalizer.normalize(&mut values);
+        values
+    };
+    let coverage = Coverage { low: normal(50.0), high: normal(150.0) };
+    let mut rig = Rig::running(
+        |_| {},
+        None,
+        |engine| Policy::new(policy_config(), Box::new(engine)).watch(Some(coverage)),
+    );
+    rig.observe_until("predictions", |rig| rig.daemon.report().inference.count >= 2);
+    assert_eq!(rig.daemon.report().inference_outside, 0, "(100, 100) is inside");
+    let mut far = Rig::numbers();
+    far[3] = 400.0;
+    let mut sequence = rig.sequence();
+    rig.wait_until("predictions outside", |rig| {
+        sequence += 1;
+        rig.publish(&far, sequence, 0);
+        clock::sleep_until(clock::now() + 20 * MILLISECOND);
+        rig.daemon.report().inference_outside > 0
+    });
+    assert!(rig.daemon.metrics(&[]).contains("refrain_inference_outside_calibration_total 1"));
+    rig.end();
 }
 
 #[test]

@@ -63,8 +63,10 @@ fn a_day_goes_by() {
             }
         }
         let observed = intake.observed();
-        let command =
-            control.step(time, &Inputs { chunk: &chunk, observed: &observed, stops, resets, operator });
+        let command = control.step(
+            time,
+            &Inputs { chunk: &chunk, observed: &observed, stops, resets, operator, controller: true },
+        );
         ticks += 1;
         sent += u64::from(command.send);
         assert_eq!(command.sequence, ticks);

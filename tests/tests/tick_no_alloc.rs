@@ -15,7 +15,7 @@ use refrain_runtime::events;
 use refrain_runtime::mailbox::mailbox;
 use refrain_runtime::pose::Rotation;
 use refrain_runtime::report::ControlTally;
-use refrain_runtime::safety::{Kind, Limits, Outside};
+use refrain_runtime::safety::{Kind, Limits, Outside, Workspace};
 use refrain_runtime::threads::Waker;
 use refrain_tests::counting::{Counting, assert_counting, calls};
 
@@ -47,6 +47,7 @@ fn a_tick_does_not_touch_the_allocator() {
         command_validity: 10 * MILLISECOND,
         outside: Outside::Clamp,
         limits: [vec![limits; JOINTS - 1], vec![gripper]].concat(),
+        workspace: Workspace { axes: vec![(0, [-0.5, 0.5]), (1, [-0.9, 2.0])], outside: Outside::Clamp },
     };
     let (mut chunks, chunks_in) = mailbox(&Chunk::none(STEPS, JOINTS, ACTION));
     let (mut observed, observed_in) = mailbox(&Observed::NONE);
@@ -54,6 +55,7 @@ fn a_tick_does_not_touch_the_allocator() {
     let (tallies, mut tallies_out) = mailbox(&ControlTally::default());
     let (recorder, mut drain) = events::ring();
     let signals = Arc::new(Signals::default());
+    signals.received(0, true);
     let mut control_loop = ControlLoop {
         control: Control::new(config),
         period: PERIOD,
@@ -91,6 +93,8 @@ fn a_tick_does_not_touch_the_allocator() {
         match tick % 7000 {
             2000 => signals.take_over(),
             2300 => signals.hand_back(),
+            2500 => signals.received(0, false),
+            2600 => signals.received(0, true),
             _ => {}
         }
         if tick % 5000 == 4500 {

@@ -103,9 +103,13 @@ fn statuses(name: &str, mode: Mode, report: &Report, before: &Report) -> Vec<Sta
     let failed = report.inference_failed + report.inference_non_finite
         - before.inference_failed
         - before.inference_non_finite;
-    let policy = match failed {
-        0 => (Level::Ok, "predicting".into()),
-        failed => (Level::Error, format!("{failed} predictions failed")),
+    let outside = report.inference_outside - before.inference_outside;
+    let policy = match (failed, outside) {
+        (0, 0) => (Level::Ok, "predicting".into()),
+        (0, outside) => {
+            (Level::Warn, format!("{outside} observations unlike what the schedule was found with"))
+        }
+        (failed, _) => (Level::Error, format!("{failed} predictions failed")),
     };
     let refused = report.refused.iter().sum::<u64>() - before.refused.iter().sum::<u64>();
     let taken = report.observations - before.observations;
@@ -138,6 +142,7 @@ fn statuses(name: &str, mode: Mode, report: &Report, before: &Report) -> Vec<Sta
                 number("chunks", report.counts.chunks),
                 number("failed", report.inference_failed),
                 number("non-finite", report.inference_non_finite),
+                number("outside calibration", report.inference_outside),
             ]
             .into_iter()
             .chain(times("prediction", report.inference))
@@ -186,6 +191,8 @@ mod tests {
                 (Level::Warn, "7 messages refused".to_owned()),
             ]
         );
+        let unlike = Report { inference_outside: 3, ..good.clone() };
+        assert_eq!(levels(Mode::Running, &unlike, &before)[1].0, Level::Warn);
         let said = levels(Mode::Stopped, &bad, &bad);
         assert_eq!(said[0], (Level::Error, "stopped".to_owned()));
         assert_eq!(said[1], (Level::Ok, "predicting".to_owned()), "it is over");

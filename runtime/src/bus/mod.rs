@@ -16,6 +16,7 @@ pub mod names;
 pub mod parameters;
 pub mod robot;
 pub mod service;
+mod shadow;
 pub mod topic;
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -27,7 +28,8 @@ use zenoh::liveliness::LivelinessToken;
 pub use self::claim::Claim;
 pub use crate::config::{BusSection, Convention};
 pub use service::Service;
-pub use topic::{Message, Publisher, Subscription, Traffic};
+pub use shadow::Shadow;
+pub use topic::{Matching, Message, Publisher, Subscription, Traffic};
 
 use self::interface::Interface;
 use self::names::{Endpoint, Names, Plain, Qos, RmwZenoh, Role};

@@ -1,4 +1,4 @@
-//! The daemon's side of the bus: observations, stops and resets in, commands out.
+//! The daemon's side of the bus: observations, stops and resets in, commands out; in shadow mode, others' commands in.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,13 +7,17 @@ use super::attachment::Validity;
 use super::interface::{self, Interface};
 use super::names::Qos;
 use super::service::Answer;
-use super::{Bus, BusError, Claim, Message, Publisher, Service, Subscription, Traffic, cdr, parameters};
+use super::{
+    Bus, BusError, Claim, Matching, Message, Publisher, Service, Shadow, Subscription, Traffic, cdr,
+    parameters,
+};
 use crate::chunk::Chunk;
 use crate::clock::{Nanos, Reading, Wall};
 use crate::config::fields::Stamped;
 use crate::config::{CommandWriting, MessageReading, Robot};
 use crate::control::{Command, Mode};
 use crate::observation::{Intake, Origin, Refusal};
+use crate::record;
 use crate::trajectory::{Due, Lookahead, Next};
 
 /// Numbers of the longest stamped message.
@@ -27,6 +31,8 @@ pub struct Signals {
     stops: AtomicU64,
     resets: AtomicU64,
     operator: AtomicBool,
+    /// A bit for every topic of ours that somebody receives.
+    receivers: AtomicU8,
     mode: AtomicU8,
     ended: AtomicBool,
 }
@@ -41,6 +47,8 @@ pub struct Inlet {
 /// Sends commands.
 pub struct Outlet {
     _claims: Vec<Claim>,
+    _matching: Vec<Matching>,
+    shadow: Option<Shadow>,
     command: Option<Publisher>,
     writing: CommandWriting,
     trajectory: Option<Publisher>,
@@ -93,6 +101,20 @@ impl Signals {
     /// Whether an operator is in charge.
     pub fn operator(&self) -> bool {
         self.operator.load(Ordering::Acquire)
+    }
+
+    /// Somebody receives the commands of our `topic`th topic, or nobody does.
+    pub fn received(&self, topic: u8, yes: bool) {
+        if yes {
+            self.receivers.fetch_or(1 << topic, Ordering::AcqRel);
+        } else {
+            self.receivers.fetch_and(!(1 << topic), Ordering::AcqRel);
+        }
+    }
+
+    /// Whether somebody receives commands.
+    pub fn controller(&self) -> bool {
+        self.receivers.load(Ordering::Acquire) != 0
     }
 
     /// Tells the mode after a tick.
@@ -219,18 +241,38 @@ impl Shared {
 }
 
 impl Outlet {
-    /// Declares the robot's publishers.
-    pub fn open(bus: &Bus, robot: &Robot) -> Result<Self, BusError> {
-        let topics = robot.command_topic.iter().chain(&robot.trajectory_topic);
+    /// Declares the robot's publishers; `signals` are told whether somebody receives. In shadow mode nothing is declared,
+    /// and `on_command` gets what others command, see [`Shadow`].
+    pub fn open(
+        bus: &Bus,
+        robot: &Robot,
+        signals: &Arc<Signals>,
+        on_command: impl Fn(Option<record::Shadow>) + Send + Sync + 'static,
+    ) -> Result<Self, BusError> {
+        let shadow = robot.shadow.then(|| Shadow::open(bus, robot, on_command)).transpose()?;
+        let ours = |topic: &Option<String>| topic.clone().filter(|_| shadow.is_none());
+        let (command, trajectory) = (ours(&robot.command_topic), ours(&robot.trajectory_topic));
+        let topics = command.iter().chain(&trajectory);
         let claims = topics.map(|topic| bus.claim(topic)).collect::<Result<_, _>>()?;
         let publisher = |topic: &Option<String>, interface: &Interface| {
             topic.as_ref().map(|topic| bus.publisher(topic, interface, Traffic::Control)).transpose()
         };
+        let command = publisher(&command, robot.command.interface())?;
+        let trajectory = publisher(&trajectory, &interface::JOINT_TRAJECTORY)?;
+        // Nobody has to be there for what is not sent.
+        signals.received(0, shadow.is_some());
+        let mut matching = Vec::new();
+        for (topic, publisher) in command.iter().chain(&trajectory).enumerate() {
+            let told = Arc::clone(signals);
+            matching.push(publisher.matching(move |yes| told.received(topic as u8, yes))?);
+        }
         Ok(Self {
             _claims: claims,
-            command: publisher(&robot.command_topic, robot.command.interface())?,
+            _matching: matching,
+            shadow,
+            command,
             writing: robot.command.clone(),
-            trajectory: publisher(&robot.trajectory_topic, &interface::JOINT_TRAJECTORY)?,
+            trajectory,
             joints: robot.joints.clone(),
             action_period: robot.action_period,
             lookahead: Lookahead::new(&robot.control, robot.action_period),
@@ -243,6 +285,9 @@ impl Outlet {
 
     /// Sends a command, if it is to be sent, and a trajectory where one is due. `chunk` is the newest.
     pub fn send(&mut self, command: &Command, chunk: &Chunk, now: Reading) {
+        if let Some(shadow) = &self.shadow {
+            shadow.set(command);
+        }
         if !command.send {
             self.due = Due::default();
             return;
@@ -330,6 +375,16 @@ impl CommandWriting {
         match self {
             Self::Array => &interface::FLOAT64_MULTI_ARRAY,
             Self::Stamped { kind, .. } => kind.interface(),
+        }
+    }
+
+    /// How such a message is read, of as many joints.
+    pub fn reading(&self, joints: usize) -> MessageReading {
+        match self {
+            Self::Array => MessageReading::Array { size: joints },
+            Self::Stamped { kind, places, .. } => {
+                MessageReading::Stamped { kind: *kind, places: places.clone() }
+            }
         }
     }
 

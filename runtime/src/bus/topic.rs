@@ -42,6 +42,11 @@ pub struct Publisher {
     sequence: i64,
 }
 
+/// Tells whether somebody receives, until dropped.
+pub struct Matching {
+    _listener: zenoh::matching::MatchingListener<()>,
+}
+
 /// Receives until dropped.
 pub struct Subscription {
     _subscribers: Vec<zenoh::pubsub::Subscriber<()>>,
@@ -141,6 +146,15 @@ impl Publisher {
     /// Whether somebody receives.
     pub fn is_matched(&self) -> bool {
         self.publisher.matching_status().wait().is_ok_and(|status| status.matching())
+    }
+
+    /// Calls `on_change` when the first receiver comes and when the last one goes, and now if there is one; on zenoh's
+    /// threads.
+    pub fn matching(&self, on_change: impl Fn(bool) + Send + Sync + 'static) -> Result<Matching, BusError> {
+        let listener =
+            self.publisher.matching_listener().callback(move |status| on_change(status.matching()));
+        let listener = listener.wait().map_err(|error| declaring(self.announced.key.clone(), &error))?;
+        Ok(Matching { _listener: listener })
     }
 
     /// Who it says it is.

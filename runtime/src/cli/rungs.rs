@@ -50,6 +50,11 @@ pub(super) fn prepare(
     let mut rungs = Vec::new();
     for name in &names {
         let mut policy = plans.policy(name, sampler, engine)?;
+        if name != FULL && !policy.watches() {
+            say!(
+                "{name}: its file does not say what it was found with; observations are not compared with that"
+            );
+        }
         let timing = if names.len() > 1 { ladder::time(&mut policy)? } else { Timing::default() };
         rungs.push(Rung { name: name.clone(), policy, timing });
     }
@@ -113,7 +118,7 @@ impl Plans<'_> {
         };
         selected.joining = self.joining;
         let engine = engine.make(self.weights, selected.plan()?)?;
-        Ok(Policy::new(selected.config.clone(), engine))
+        Ok(Policy::new(selected.config.clone(), engine).watch(selected.coverage.clone()))
     }
 }
 

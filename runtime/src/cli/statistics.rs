@@ -42,6 +42,22 @@ pub(super) fn timing(report: &Report, real_time: bool) {
             report.engines_lost
         );
     }
+    if report.inference_outside > 0 {
+        say!(
+            "calibration     {} predictions from observations outside what their schedule was found with",
+            report.inference_outside
+        );
+    }
+    if report.shadow.compared + report.shadow.alone > 0 {
+        let (shadow, n) = (&report.shadow, report.shadow.compared as f64);
+        let each = shadow.joints.iter().map(|j| format!("{:.4} ({:.4})", j.sum / n, j.largest));
+        say!(
+            "shadow          {} commands of others compared, {} not; mean difference (largest) per joint {}",
+            shadow.compared,
+            shadow.alone,
+            each.collect::<Vec<_>>().join(", ")
+        );
+    }
     for (refusal, count) in observation::Refusal::ALL.iter().zip(report.refused).filter(|(_, n)| *n > 0) {
         say!("observations refused as {refusal:?}: {count}");
     }

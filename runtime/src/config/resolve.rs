@@ -27,6 +27,7 @@ impl RobotConfig {
         let (limits, starts) = self.action.joints(policy, &mut found);
         let command = self.action.command(policy, &mut found);
         let rotations = self.action.rotations(policy, &mut found);
+        let workspace = self.action.workspace(policy, &mut found);
         if !found.is_empty() {
             return Err(ConfigError::Problems(found));
         }
@@ -48,8 +49,11 @@ impl RobotConfig {
             Replan::Every(span) => span.min(deadline - span),
             Replan::Always => deadline / 2,
         };
-        let named =
-            |topic: &Option<String>, default| topic.clone().unwrap_or(format!("{}/{default}", self.name));
+        let shadow = self.action.shadow;
+        let place = if shadow { "/shadow" } else { "" };
+        let named = |topic: &Option<String>, default| {
+            topic.clone().unwrap_or(format!("{}{place}/{default}", self.name))
+        };
         let joint = |name: &String| self.action.find(name).and_then(|j| j.joint.clone());
         Ok(Robot {
             name: self.name.clone(),
@@ -65,9 +69,11 @@ impl RobotConfig {
                 command_validity: from_millis(self.action.valid_ms),
                 outside: self.action.outside.into(),
                 limits,
+                workspace,
             },
             scheduling: Scheduling { priority: self.control.priority, cpu: self.control.cpu },
             lock_memory: self.control.lock_memory,
+            stay_awake: self.control.stay_awake,
             replan,
             join: self.chunk.join,
             budget,
@@ -85,6 +91,7 @@ impl RobotConfig {
             joints: policy.action.names.iter().map(|n| joint(n).unwrap_or(n.clone())).collect(),
             command_topic: self.action.command_topic.clone(),
             command,
+            shadow,
             trajectory_topic: self.action.trajectory_topic.clone(),
             stop_topic: named(&self.bus.stop_topic, "stop"),
             reset_topic: named(&self.bus.reset_topic, "reset"),
@@ -94,7 +101,9 @@ impl RobotConfig {
             diagnostics_topic: self.bus.diagnostics_topic.clone().unwrap_or("diagnostics".into()),
             mode_topic: named(&self.bus.mode_topic, "mode"),
             bus: BusSection {
-                node: Some(self.bus.node.clone().unwrap_or(self.name.clone())),
+                node: Some(
+                    self.bus.node.clone().unwrap_or(self.name.clone()) + if shadow { "_shadow" } else { "" },
+                ),
                 ..self.bus.clone()
             },
         })
@@ -170,6 +179,10 @@ impl RobotConfig {
         expect(
             self.action.command_topic.is_some() || self.action.trajectory_topic.is_some(),
             "action: expected command_topic or trajectory_topic; commands have nowhere to go".into(),
+        );
+        expect(
+            !self.action.shadow || self.action.command_topic.is_some(),
+            "action.shadow: needs command_topic, where whoever is in charge commands".into(),
         );
         expect(
             self.action.trajectory_topic.is_none() || self.control.interpolation == Interpolation::Linear,

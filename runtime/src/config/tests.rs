@@ -39,6 +39,65 @@ fn the_example_resolves() {
     assert_eq!(robot.joints, ["target_x", "target_y"]);
 }
 
+/// The commented workspace of the example, as somebody would uncomment it.
+#[test]
+fn a_workspace_is_a_box_of_positions() {
+    let lines = EXAMPLE.lines().skip_while(|line| !line.starts_with("# [action.workspace]")).take(5);
+    let section: String = lines.map(|line| format!("{}\n", line.trim_start_matches("# "))).collect();
+    let mut config = RobotConfig::parse(&EXAMPLE.replace("[bus]", &format!("{section}\n[bus]"))).unwrap();
+    let robot = config.resolve(&policy()).unwrap();
+    let axes = vec![(0, [50.0, 462.0]), (1, [50.0, 462.0])];
+    assert_eq!(robot.control.workspace, safety::Workspace { axes, outside: safety::Outside::Hold });
+
+    let workspace = config.action.workspace.as_mut().unwrap();
+    workspace.elements = vec!["target_x".into(), "tool_z".into()];
+    (workspace.low, workspace.high) = (vec![600.0, f64::NAN], vec![700.0, 1.0]);
+    assert_named(
+        &problems(&config),
+        &[
+            "action.workspace \"target_x\": 600 to 700 leaves nothing",
+            "action.workspace \"tool_z\": the policy moves no such element",
+        ],
+    );
+    let workspace = config.action.workspace.as_mut().unwrap();
+    workspace.elements = vec!["target_x".into(), "target_x".into()];
+    (workspace.low, workspace.high) = (vec![5.0, 5.0], vec![1.0, 10.0]);
+    config.action.joints[0].kind = KindChoice::Velocity;
+    config.action.joints[0].position = None;
+    config.action.joints[0].measured = None;
+    assert_named(
+        &problems(&config),
+        &[
+            "action.workspace \"target_x\": expected low < high",
+            "action.workspace \"target_x\": expected kind",
+            "action.workspace \"target_x\": expected kind",
+            "action.workspace \"target_x\": stands twice",
+        ],
+    );
+    config.action.workspace.as_mut().unwrap().low.pop();
+    assert_named(&problems(&config), &["action.workspace: expected low and high"]);
+}
+
+#[test]
+fn a_shadow_has_topics_of_its_own() {
+    let mut config = RobotConfig::parse(EXAMPLE).unwrap();
+    config.action.shadow = true;
+    let robot = config.resolve(&policy()).unwrap();
+    assert!(robot.shadow);
+    assert_eq!(
+        (robot.stop_topic.as_str(), robot.mode_topic.as_str()),
+        ("pusht/shadow/stop", "pusht/shadow/mode")
+    );
+    assert_eq!(
+        (robot.command_topic.as_deref(), robot.bus.node.as_deref()),
+        (Some("pusht/command"), Some("pusht_shadow"))
+    );
+    config.action.command_topic = None;
+    config.action.trajectory_topic = Some("t".into());
+    config.control.interpolation = crate::chunk::Interpolation::Linear;
+    assert_named(&problems(&config), &["action.shadow: needs command_topic"]);
+}
+
 #[test]
 fn unknown_keys_are_refused() {
     let error = RobotConfig::parse(&EXAMPLE.replace("[bus]", "[bus]\nmulticast = true")).unwrap_err();

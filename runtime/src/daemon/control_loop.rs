@@ -67,10 +67,11 @@ impl ControlLoop {
         self.observed.take();
         let (chunk, observed) = (self.chunks.latest(), self.observed.latest());
         let (stops, resets) = (self.signals.stops(), self.signals.resets());
-        let operator = self.signals.operator();
-        let command = self.control.step(now, &Inputs { chunk, observed, stops, resets, operator });
+        let (operator, controller) = (self.signals.operator(), self.signals.controller());
+        let inputs = Inputs { chunk, observed, stops, resets, operator, controller };
+        let command = self.control.step(now, &inputs);
         let (chunk, observation) = (chunk.sequence, observed.sequence);
-        let seen = Seen { chunk, observation, stops, resets, operator };
+        let seen = Seen { chunk, observation, stops, resets, operator, controller };
         self.commands.send(|slot| *slot = command);
         self.wake_publish.wake();
         self.signals.set_mode(command.mode);

@@ -75,6 +75,7 @@ pub(super) fn infer(
         tally.inference.record(end - start);
         tally.chunk_age.record(end - window.time);
         tally.engines_lost = planner.engines_lost();
+        tally.inference_outside = planner.outside();
         tally.rung = planner.rung_index();
         match step {
             Some(Step::Up) => tally.steps_up += 1,

@@ -41,7 +41,7 @@ impl EngineSettings {
             return Ok(Box::new(cpu()?));
         }
         match self.gpu(weights, &plan) {
-            Ok(gpu) => Ok(Box::new(Guarded { gpu: Some(gpu), cpu: cpu()?, lost: 0 })),
+            Ok(gpu) => Ok(Box::new(Guarded::new(gpu, cpu()?))),
             Err(error) if self.choice == EngineChoice::Auto => {
                 tracing::warn!("running on the CPU: {error}");
                 Ok(Box::new(cpu()?))
@@ -63,42 +63,49 @@ impl EngineSettings {
     }
 }
 
-/// A GPU engine with the CPU engine behind it.
-struct Guarded {
-    gpu: Option<GpuEngine>,
-    cpu: CpuEngine,
+/// An engine with another one behind it, such as the GPU's with the CPU's.
+pub struct Guarded<F, B> {
+    first: Option<F>,
+    behind: B,
     lost: u64,
 }
 
-impl Engine for Guarded {
+impl<F: Engine, B: Engine> Guarded<F, B> {
+    /// `behind` takes over when `first` fails.
+    pub fn new(first: F, behind: B) -> Self {
+        Self { first: Some(first), behind, lost: 0 }
+    }
+}
+
+impl<F: Engine, B: Engine> Engine for Guarded<F, B> {
     fn infer(
         &mut self,
         observation: &[f32],
         noise: &[f32],
         trajectory: &mut [f32],
     ) -> Result<(), EngineError> {
-        if let Some(gpu) = &mut self.gpu {
-            match gpu.infer(observation, noise, trajectory) {
+        if let Some(first) = &mut self.first {
+            match first.infer(observation, noise, trajectory) {
                 Err(error) if !matches!(error, EngineError::Size { .. }) => {
-                    tracing::warn!("running on the CPU from now on: {error}");
+                    tracing::warn!("running on {} from now on: {error}", self.behind.name());
                     self.lost += 1;
-                    self.gpu = None;
+                    self.first = None;
                 }
                 outcome => return outcome,
             }
         }
-        self.cpu.infer(observation, noise, trajectory)
+        self.behind.infer(observation, noise, trajectory)
     }
 
     fn know(&mut self, known: &[f32]) -> Result<(), EngineError> {
-        if let Some(gpu) = &mut self.gpu {
-            gpu.know(known)?;
+        if let Some(first) = &mut self.first {
+            first.know(known)?;
         }
-        self.cpu.know(known)
+        self.behind.know(known)
     }
 
     fn name(&self) -> String {
-        self.gpu.as_ref().map_or_else(|| self.cpu.name(), Engine::name)
+        self.first.as_ref().map_or_else(|| self.behind.name(), Engine::name)
     }
 
     fn fallbacks(&self) -> u64 {
@@ -138,10 +145,10 @@ mod tests {
         let cpu = || CpuEngine::on(Program::new(&weights, Arc::clone(&plan), Isa::detect())?, 1);
         let expected = run(&mut cpu().expect("a CPU engine"));
         let gpu = settings.gpu(&weights, &plan).expect("a GPU engine");
-        let mut guarded = Guarded { gpu: Some(gpu), cpu: cpu().expect("a CPU engine"), lost: 0 };
+        let mut guarded = Guarded::new(gpu, cpu().expect("a CPU engine"));
         run(&mut guarded);
         assert_eq!((guarded.fallbacks(), guarded.name().starts_with("gpu")), (0, true));
-        guarded.gpu.as_ref().expect("a GPU engine").lose();
+        guarded.first.as_ref().expect("a GPU engine").lose();
         assert_eq!(run(&mut guarded), expected);
         assert_eq!((guarded.fallbacks(), guarded.name().starts_with("gpu")), (1, false));
         run(&mut guarded);

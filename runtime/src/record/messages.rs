@@ -79,6 +79,8 @@ pub struct Tick {
     pub resets: u64,
     /// Whether an operator was in charge.
     pub operator: bool,
+    /// Whether somebody received the commands.
+    pub controller: bool,
     /// Mode after it.
     pub mode: String,
     /// What it did.
@@ -116,6 +118,19 @@ pub struct Plan {
     pub why: String,
 }
 
+/// A command of whoever is in charge beside the one made here, in shadow mode.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Shadow {
+    /// When theirs came.
+    pub time: i64,
+    /// The tick that ours is of.
+    pub tick: u64,
+    /// The command made here.
+    pub ours: Vec<f64>,
+    /// The command that the robot got.
+    pub theirs: Vec<f64>,
+}
+
 /// Any of them.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Message {
@@ -127,11 +142,13 @@ pub enum Message {
     Tick(Tick),
     /// See [`Plan`].
     Plan(Plan),
+    /// See [`Shadow`].
+    Shadow(Shadow),
 }
 
 impl Message {
     /// Topic, type and schema of every kind, in the order of [`Message::kind`].
-    pub(super) const KINDS: [[&'static str; 3]; 4] = [
+    pub(super) const KINDS: [[&'static str; 3]; 5] = [
         ["observation", "refrain/msg/Observation", "uint64 sequence\nint64 time\nfloat64[] measured\n"],
         [
             "inference",
@@ -144,11 +161,12 @@ impl Message {
             "tick",
             "refrain/msg/Tick",
             "uint64 sequence\nint64 time\nint64 due\nint64 work\nuint64 missed\nuint64 seen_chunk\n\
-             uint64 seen_observation\nuint64 stops\nuint64 resets\nbool operator\nstring mode\nstring outcome\nbool latched\n\
-             bool send\nuint64 chunk\nuint32 action\nint64 observation\nint64 valid_until\nfloat64[] values\n\
+             uint64 seen_observation\nuint64 stops\nuint64 resets\nbool operator\nbool controller\nstring mode\nstring outcome\n\
+             bool latched\nbool send\nuint64 chunk\nuint32 action\nint64 observation\nint64 valid_until\nfloat64[] values\n\
              float64[] rates\n",
         ],
         ["plan", "refrain/msg/Plan", "int64 time\nuint32 from\nuint32 to\nstring schedule\nstring why\n"],
+        ["shadow", "refrain/msg/Shadow", "int64 time\nuint64 tick\nfloat64[] ours\nfloat64[] theirs\n"],
     ];
 
     /// Which of the kinds it is.
@@ -158,6 +176,7 @@ impl Message {
             Self::Inference(_) => 1,
             Self::Tick(_) => 2,
             Self::Plan(_) => 3,
+            Self::Shadow(_) => 4,
         }
     }
 
@@ -168,6 +187,7 @@ impl Message {
             Self::Inference(m) => m.time,
             Self::Tick(m) => m.time,
             Self::Plan(m) => m.time,
+            Self::Shadow(m) => m.time,
         })
     }
 
@@ -178,6 +198,7 @@ impl Message {
             Self::Inference(m) => bytes(m),
             Self::Tick(m) => bytes(m),
             Self::Plan(m) => bytes(m),
+            Self::Shadow(m) => bytes(m),
         };
         out.clear();
         out.extend_from_slice(&HEADER);
@@ -192,6 +213,7 @@ impl Message {
             "inference" => read(body).map(Self::Inference),
             "tick" => read(body).map(Self::Tick),
             "plan" => read(body).map(Self::Plan),
+            "shadow" => read(body).map(Self::Shadow),
             _ => None,
         }
     }
@@ -288,6 +310,7 @@ impl Tick {
             stops: tick.seen.stops,
             resets: tick.seen.resets,
             operator: tick.seen.operator,
+            controller: tick.seen.controller,
             ..Self::commanded(&tick.command)
         }
     }
@@ -303,6 +326,7 @@ impl Tick {
             stops: self.stops,
             resets: self.resets,
             operator: self.operator,
+            controller: self.controller,
             ..Self::commanded(command)
         }
     }
