@@ -7,7 +7,7 @@
 //!
 //! - [`port`]: serial lines and UDP. [`bridge`]: a host on a port, chunks in and states out.
 //! - [`rehearsal`]: faults in virtual time, the fault table.
-//! - `servo` (feature `servo`): arms on Feetech and Dynamixel buses, with the same controller.
+//! - [`servo`] (feature `servo`): arms on Feetech and Dynamixel buses, with the same controller.
 //! - The binaries `refrain-bridge` (feature `zenoh`), `refrain-mcu-sim` and `refrain-servo-sim`: a simulated
 //!   microcontroller, and simulated servos, behind a pseudo-terminal.
 //!
