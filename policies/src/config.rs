@@ -236,7 +236,7 @@ impl Signal {
 }
 
 /// Bounds that keep every size product far from overflow and a hostile file from asking for gigabytes.
-const MAX_SIGNAL: usize = 4096;
+pub(crate) const MAX_SIGNAL: usize = 4096;
 const MAX_LAYERS: usize = 128;
 const MAX_WIDTH: usize = 8192;
 const MAX_TOKENS: usize = 1024;

@@ -1,14 +1,20 @@
 //! Importers: from other formats to a [`Package`]. Nothing from a file is ever executed.
 //!
 //! [`checkpoint`] reads `.ckpt` files of real-stanford/diffusion_policy; [`safetensors`](fn@safetensors) reads a
-//! `policy.toml` beside plain weights. What is not supported is refused by name, all of it at once.
+//! `policy.toml` beside plain weights; [`lerobot`](fn@lerobot) says what is in the way of a LeRobot folder. What is not supported is
+//! refused by name, all of it at once, and listed by [`supported`](fn@supported).
 
 mod archive;
 mod config_tree;
 mod diffusion_policy;
 mod expression;
+mod hybrid;
+mod lerobot;
+mod normalizers;
 mod pickle;
 mod section;
+mod state;
+mod supported;
 mod tasks;
 mod tensors;
 
@@ -19,9 +25,16 @@ use std::path::{Path, PathBuf};
 use half::f16;
 use sha2::{Digest, Sha256};
 
-use crate::package::{Dtype, MAX_POLICY_BYTES, Package, PackageError, TensorData, hex, listed, parse_policy};
+use crate::config::{PolicyConfig, is_plain_name};
+use crate::encoder::{Encoder, EncoderError};
+use crate::package::{
+    Dtype, EncoderFiles, MAX_ENCODER_BYTES, MAX_POLICY_BYTES, Package, PackageError, TensorData, hex, listed,
+    parse_policy,
+};
 
+pub use lerobot::lerobot;
 pub use pickle::PickleError;
+pub use supported::page as supported;
 
 /// What the user decides; everything else comes from the file.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -34,6 +47,8 @@ pub struct Options {
     pub dtype: Dtype,
     /// Licence of the weights, as their author stated it.
     pub license: Option<String>,
+    /// Folder with the encoders of a policy that sees; without it, the package lacks them.
+    pub encoders: Option<PathBuf>,
 }
 
 /// Why something cannot be imported.
@@ -59,12 +74,16 @@ pub enum ImportError {
     /// What was imported makes no sound policy.
     #[error(transparent)]
     Package(#[from] PackageError),
+    /// An encoder that was to come along is not one for the policy's cameras.
+    #[error(transparent)]
+    Encoder(#[from] EncoderError),
 }
 
-/// Imports a `.ckpt` file of real-stanford/diffusion_policy's low-dimensional transformer family.
+/// Imports a `.ckpt` file of real-stanford/diffusion_policy's transformer policies.
 ///
 /// EMA weights are taken where the checkpoint's training used them. The weights are stored as `options.dtype` says;
-/// values that do not fit are an error.
+/// values that do not fit are an error. The encoders of a policy that sees are taken from `options.encoders`; without
+/// it the package has none and can be saved but not loaded, see [`Package::missing_encoders`].
 pub fn checkpoint(path: &Path, options: &Options) -> Result<Package, ImportError> {
     let fail = |source| ImportError::Read { path: path.to_owned(), source };
     let file = File::open(path).map_err(fail)?;
@@ -111,7 +130,36 @@ pub fn checkpoint_from(
     package.config.provenance.source = source.to_owned();
     package.config.provenance.source_sha256 = hex(hash.finalize());
     let problems = package.config.problems();
-    if problems.is_empty() { Ok(package) } else { Err(PackageError::Problems(problems).into()) }
+    if !problems.is_empty() {
+        return Err(PackageError::Problems(problems).into());
+    }
+    if let Some(folder) = &options.encoders {
+        package.encoders = encoders(&package.config, folder)?;
+    }
+    Ok(package)
+}
+
+/// Reads every camera's encoder out of a folder, and sees that it runs.
+fn encoders(config: &PolicyConfig, folder: &Path) -> Result<EncoderFiles, ImportError> {
+    let mut files = EncoderFiles::new();
+    for camera in config.cameras.iter().filter(|camera| is_plain_name(&camera.encoder)) {
+        let content = read(&folder.join(&camera.encoder), MAX_ENCODER_BYTES)?;
+        Encoder::load(&camera.encoder, &content, camera.input_shape(), camera.features)?;
+        files.insert(camera.encoder.clone(), content.into());
+    }
+    Ok(files)
+}
+
+/// A file's content, if it is not larger than `limit` bytes.
+fn read(path: &Path, limit: u64) -> Result<Vec<u8>, ImportError> {
+    let fail = |source| ImportError::Read { path: path.to_owned(), source };
+    let mut content = Vec::new();
+    let file = File::open(path).map_err(fail)?;
+    file.take(limit + 1).read_to_end(&mut content).map_err(fail)?;
+    if content.len() as u64 > limit {
+        return Err(fail(io::Error::other(format!("expected at most {limit} bytes, got more"))));
+    }
+    Ok(content)
 }
 
 /// Imports plain weights: a safetensors file with the state-dict names of the model (a prefix `model.` is dropped, as
@@ -119,16 +167,6 @@ pub fn checkpoint_from(
 ///
 /// Values may be f16, bf16, f32 or f64. Name, rate and licence of `options` replace those of `policy.toml`.
 pub fn safetensors(policy_toml: &Path, weights: &Path, options: &Options) -> Result<Package, ImportError> {
-    let read = |path: &Path, limit: u64| {
-        let fail = |source| ImportError::Read { path: path.to_owned(), source };
-        let mut content = Vec::new();
-        let file = File::open(path).map_err(fail)?;
-        file.take(limit + 1).read_to_end(&mut content).map_err(fail)?;
-        if content.len() as u64 > limit {
-            return Err(fail(io::Error::other(format!("expected at most {limit} bytes, got more"))));
-        }
-        Ok(content)
-    };
     let text = String::from_utf8(read(policy_toml, MAX_POLICY_BYTES)?)
         .map_err(|e| PackageError::Policy(e.to_string()))?;
     let mut config = parse_policy(&text)?;

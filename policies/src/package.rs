@@ -35,6 +35,9 @@ pub const MAX_WEIGHTS_BYTES: u64 = 4 << 30;
 /// Largest encoder that is read, bytes.
 pub const MAX_ENCODER_BYTES: u64 = 1 << 30;
 
+/// How encoders are exported.
+const EXPORT: &str = "policies/train/README.md says how";
+
 /// Content of encoder files by name.
 pub type EncoderFiles = BTreeMap<String, Arc<[u8]>>;
 
@@ -112,11 +115,35 @@ impl Package {
     /// The same for a policy that sees.
     pub fn with_encoders(
         config: PolicyConfig,
-        mut weights: Weights,
+        weights: Weights,
         encoders: EncoderFiles,
     ) -> Result<Self, PackageError> {
-        let mut problems = config.problems();
+        let mut problems = Vec::new();
         encoder_problems(&config, &encoders, &mut problems);
+        Self::checked(config, weights, encoders, problems)
+    }
+
+    /// The same while its encoders are still to come: it can be saved, not loaded; see [`Self::missing_encoders`].
+    pub fn without_encoders(config: PolicyConfig, weights: Weights) -> Result<Self, PackageError> {
+        Self::checked(config, weights, EncoderFiles::new(), Vec::new())
+    }
+
+    /// Files that cameras name and that are not here, each once.
+    pub fn missing_encoders(&self) -> Vec<&str> {
+        let mut missing: Vec<&str> = self.config.cameras.iter().map(|camera| &camera.encoder[..]).collect();
+        missing.sort_unstable();
+        missing.dedup();
+        missing.retain(|file| !self.encoders.contains_key(*file));
+        missing
+    }
+
+    fn checked(
+        config: PolicyConfig,
+        mut weights: Weights,
+        encoders: EncoderFiles,
+        mut problems: Vec<String>,
+    ) -> Result<Self, PackageError> {
+        problems.extend(config.problems());
         if config.architecture.is_sound() {
             let expected = expected_tensors(&config);
             weights.trim(&expected);
@@ -140,7 +167,8 @@ impl Package {
         let mut encoders = EncoderFiles::new();
         // A name that is not plain is a problem of the configuration, and never opened.
         for file in config.cameras.iter().map(|c| &c.encoder).filter(|file| is_plain_name(file)) {
-            if !encoders.contains_key(file) {
+            // One that is missing is a problem of the package, reported with all others.
+            if !encoders.contains_key(file) && dir.join(file).exists() {
                 let (mut encoder, bytes) = open(dir, file, MAX_ENCODER_BYTES)?;
                 let mut content = Vec::with_capacity(bytes as usize);
                 let read = |source| PackageError::Read { path: dir.join(file), source };
@@ -272,7 +300,10 @@ pub(crate) fn hex(digest: impl AsRef<[u8]>) -> String {
 fn encoder_problems(config: &PolicyConfig, encoders: &EncoderFiles, problems: &mut Vec<String>) {
     for camera in &config.cameras {
         if !encoders.contains_key(&camera.encoder) {
-            problems.push(format!("camera {:?}: {:?} is missing", camera.name, camera.encoder));
+            problems.push(format!(
+                "camera {:?}: {:?} is missing; export it where the policy was trained, {EXPORT}",
+                camera.name, camera.encoder
+            ));
         }
     }
 }

@@ -96,6 +96,12 @@ fn checkpoint() -> &'static (Vec<u8>, Entries) {
     })
 }
 
+/// The same for a policy that sees.
+fn hybrid() -> &'static Entries {
+    static CHECKPOINT: OnceLock<Entries> = OnceLock::new();
+    CHECKPOINT.get_or_init(|| Checkpoint::hybrid().to_entries())
+}
+
 fn package() -> &'static (String, Vec<u8>) {
     static PACKAGE: OnceLock<(String, Vec<u8>)> = OnceLock::new();
     PACKAGE.get_or_init(|| {
@@ -134,6 +140,17 @@ proptest! {
         }
         let method = if deflate { CompressionMethod::Deflated } else { CompressionMethod::Stored };
         bounded(|| import(&archive(&entries, method), &Options::default()));
+    }
+
+    #[test]
+    fn damaged_hybrid_pickles(damages in damages()) {
+        let mut entries = hybrid().clone();
+        for (name, content) in &mut entries {
+            if name.ends_with("data.pkl") {
+                *content = damaged(content, &damages);
+            }
+        }
+        bounded(|| import(&archive(&entries, CompressionMethod::Stored), &Options::default()));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use proptest::prelude::{any, prop_assert, proptest};
 use refrain_policies::camera::{Camera, Channels};
 use refrain_policies::encoder::{Encoder, EncoderError};
-use refrain_policies::package::{Package, PackageError};
+use refrain_policies::package::Package;
 use refrain_policies::preprocess::{Image, ImageError, Preprocess};
 use refrain_policies::vision::{Frame, Vision, VisionError};
 use safetensors::SafeTensors;
@@ -237,8 +237,8 @@ fn packages_keep_their_encoders_and_their_hash_knows_them() {
     fs::write(dir.path().join("wrist.onnx"), &other).unwrap();
     assert_ne!(Package::load(dir.path()).unwrap().weights_sha256(), package.weights_sha256());
     fs::remove_file(dir.path().join("wrist.onnx")).unwrap();
-    let error = Package::load(dir.path()).unwrap_err();
-    assert!(matches!(&error, PackageError::Read { path, .. } if path.ends_with("wrist.onnx")), "{error}");
+    let error = Package::load(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("camera \"wrist\": \"wrist.onnx\" is missing"), "{error}");
     let error = Package::new(package.config.clone(), package.weights.clone()).unwrap_err().to_string();
     assert!(error.contains("camera \"front\": \"front.onnx\" is missing"), "{error}");
 }

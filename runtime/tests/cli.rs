@@ -87,6 +87,26 @@ fn imports_a_checkpoint_and_predicts_what_pytorch_predicts() {
 }
 
 #[test]
+fn a_policy_that_sees_is_imported_in_two_steps() {
+    let (folder, _) = folder(1);
+    let (package, checkpoint) = (folder.path().join("policy"), format!("{FIXTURES}/hybrid/policy.ckpt"));
+    let said = succeeds(&["import", &checkpoint, path(&package)]);
+    for word in [
+        "without its encoders: front_image.onnx, wrist_image.onnx",
+        "export_encoder.py",
+        "--encoder ENCODERS",
+    ] {
+        assert!(said.contains(word), "{said}");
+    }
+    fails(&["bench", path(&package)], &["\"front_image.onnx\" is missing"]);
+    succeeds(&["import", &checkpoint, path(&package), "--encoder", &format!("{FIXTURES}/hybrid")]);
+    succeeds(&["plan", path(&package), "--svg", path(&folder.path().join("plan.svg"))]);
+    assert!(succeeds(&["import", "--supported"]).contains("DiffusionTransformerHybridImagePolicy"));
+    fails(&["import", path(folder.path()), path(&package)], &["config.json", "No such file"]);
+    fails(&["import", &checkpoint], &["<OUT>"]);
+}
+
+#[test]
 fn noise_comes_from_the_seed_where_the_input_has_none() {
     let (folder, input) = folder(2);
     let run = |seed: &str| {

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use refrain_policies::camera::Channels;
-use refrain_policies::package::Package;
+use refrain_policies::import::{self, Options};
+use refrain_policies::package::{Dtype, Package};
 use refrain_policies::plan::Plan;
 use refrain_policies::preprocess::{Image, Preprocess};
 use refrain_policies::sampler::SamplerKind;
@@ -119,4 +120,42 @@ fn the_shipped_policy_sees_and_acts_as_in_pytorch() {
         );
     }
     table.finish("the shipped image policy");
+}
+
+#[test]
+fn an_imported_hybrid_checkpoint_sees_and_acts_as_in_pytorch() {
+    let folder = repository().join("tests/fixtures/hybrid");
+    let options = Options { dtype: Dtype::F32, encoders: Some(folder.clone()), ..Options::default() };
+    let package = import::checkpoint(&folder.join("policy.ckpt"), &options).expect("the checkpoint");
+    let saved = tempfile::tempdir().expect("a temporary folder");
+    package.save(saved.path()).expect("a package");
+    let package = Arc::new(Package::load(saved.path()).expect("the package"));
+    let path = folder.join("trace.safetensors");
+    let trace = Trace::read(&path);
+    let bytes = std::fs::read(&path).expect("the trace");
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let steps = package.config.sampler.inference_steps;
+    let plan = Plan::compile(&package.config, &Schedule::full(&package.config.architecture, steps));
+    let plan = Arc::new(plan.expect("a plan"));
+    let frames: Vec<Frame<'_>> = (0..2)
+        .flat_map(|step| package.config.cameras.iter().map(move |camera| (step, camera)))
+        .map(|(step, camera)| Frame {
+            stamp: step as i64,
+            image: image(&file, &camera.name, step, camera.size),
+        })
+        .collect();
+    let noise: Vec<f32> = (0..=steps).flat_map(|row| trace.at("noise", row).to_vec()).collect();
+    let scale = package.config.action.normalizer.scale.clone();
+    let scaled = |v: &[f32]| v.iter().zip(scale.iter().cycle()).map(|(x, s)| x * s).collect::<Vec<f32>>();
+    let mut table = Table::default();
+    for engine in engines::present() {
+        let vision = Vision::new(&package).expect("encoders");
+        let mut policy = Policy::seeing(package.config.clone(), engine.engine(&package, &plan), vision);
+        let mut out = Prediction::default();
+        policy.predict_seeing(trace.at("obs_raw", 0), &frames, &noise, &mut out).expect("a prediction");
+        let name = |what| format!("{what} on {engine:?}");
+        table.add(&name("trajectory_norm"), EXACT, &out.trajectory_norm, trace.at("trajectory_norm", 0));
+        table.add(&name("action"), EXACT, &scaled(&out.action), &scaled(trace.at("action", 0)));
+    }
+    table.finish("an imported hybrid policy");
 }

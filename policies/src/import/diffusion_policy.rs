@@ -1,29 +1,39 @@
-//! Checkpoints of real-stanford/diffusion_policy: `DiffusionTransformerLowdimPolicy` with `TransformerForDiffusion`.
+//! Checkpoints of real-stanford/diffusion_policy: policies with `TransformerForDiffusion`, low-dimensional and hybrid.
 //!
 //! Layout: `{cfg, state_dicts: {model, ema_model?, optimizer}, pickles}`. The policy's state dict has the denoiser's
-//! tensors under `model.` and the normaliser's under `normalizer.params_dict.`. Sources:
-//! `policy/diffusion_transformer_lowdim_policy.py`, `model/diffusion/transformer_for_diffusion.py`,
-//! `model/common/normalizer.py`, `workspace/base_workspace.py`; diffusers 0.42.1 for the schedulers' defaults.
+//! tensors under `model.`, the normaliser's under `normalizer.params_dict.` and, where it sees, the encoder's under
+//! `obs_encoder.`, which is exported apart. Sources: `policy/diffusion_transformer_{lowdim,hybrid_image}_policy.py`,
+//! `model/diffusion/transformer_for_diffusion.py`, `model/common/normalizer.py`, `workspace/base_workspace.py`;
+//! diffusers 0.42.1 for the schedulers' defaults.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Seek};
 
 use super::archive::Archive;
 use super::config_tree::Tree;
-use super::pickle::{Id, Pickle};
+use super::hybrid::{self, Input};
+use super::normalizers::{joined, normalizer};
+use super::pickle::Pickle;
 use super::section::Section;
-use super::tensors::{self, Tensors, View};
+use super::state::State;
+use super::tensors::Tensors;
 use super::{ImportError, Options, store, tasks};
-use crate::config::{Architecture, FORMAT, Normalizer, NormalizerMode, PolicyConfig, Provenance};
+use crate::config::{Architecture, FORMAT, PolicyConfig, Provenance};
 use crate::noise_schedule::BetaSchedule;
-use crate::package::{Package, Tensor, expected_tensors, fits, shown};
+use crate::package::{Package, Tensor, expected_tensors};
 use crate::sampler::{PredictionType, SamplerConfig, SamplerKind, TimestepSpacing, VarianceType};
 
-const POLICY: &str =
-    "diffusion_policy.policy.diffusion_transformer_lowdim_policy.DiffusionTransformerLowdimPolicy";
-const MODEL: &str = "diffusion_policy.model.diffusion.transformer_for_diffusion.TransformerForDiffusion";
-const SCHEDULERS: [(&str, SamplerKind); 6] = [
+/// Policies, by whether they see.
+pub(super) const POLICIES: [(&str, bool); 2] = [
+    ("diffusion_policy.policy.diffusion_transformer_lowdim_policy.DiffusionTransformerLowdimPolicy", false),
+    (
+        "diffusion_policy.policy.diffusion_transformer_hybrid_image_policy.DiffusionTransformerHybridImagePolicy",
+        true,
+    ),
+];
+pub(super) const MODEL: &str =
+    "diffusion_policy.model.diffusion.transformer_for_diffusion.TransformerForDiffusion";
+pub(super) const SCHEDULERS: [(&str, SamplerKind); 6] = [
     ("diffusers.schedulers.scheduling_ddpm.DDPMScheduler", SamplerKind::Ddpm),
     ("diffusers.schedulers.scheduling_ddim.DDIMScheduler", SamplerKind::Ddim),
     ("diffusers.schedulers.DDPMScheduler", SamplerKind::Ddpm),
@@ -35,8 +45,6 @@ const SCHEDULERS: [(&str, SamplerKind); 6] = [
 const HYDRA: [&str; 2] = ["_convert_", "_recursive_"];
 /// Where the checkpoint names no rate.
 const DEFAULT_RATE_HZ: f64 = 10.0;
-/// Most tensors of a state dict.
-const MAX_TENSORS: usize = 100_000;
 
 /// Whether a tensor of the model follows from the architecture, or from nothing.
 pub(super) fn is_derived(name: &str) -> bool {
@@ -60,7 +68,7 @@ pub(super) fn import<R: Read + Seek>(
     let tree = Tree::new(pickle, cfg).map_err(|e| refuse(format!("cfg: {e}")))?;
     let problems = RefCell::new(Vec::new());
 
-    let described = describe(&tree, &problems);
+    let mut described = describe(&tree, &problems);
     let Some(states) = pickle.pairs(states) else {
         return Err(refuse(format!("state_dicts: expected a dict, got {}", pickle.kind(states))));
     };
@@ -75,18 +83,28 @@ pub(super) fn import<R: Read + Seek>(
     let state = State::new(pickle, state, &problems);
 
     let mut tensors = Tensors::new(archive);
-    let observation = normalizer(&state, &mut tensors, "obs", described.obs_dim, &problems)?;
-    let action = normalizer(&state, &mut tensors, "action", described.action_dim, &problems)?;
+    let mut low = Vec::new();
+    for input in &mut described.inputs {
+        // One scale and offset serve a whole image.
+        let size = if input.camera.is_some() { 1 } else { input.size };
+        let Some(fitted) = normalizer(&state, &mut tensors, &input.key, (&input.at, size), &problems)? else {
+            continue;
+        };
+        match input.camera {
+            Some(_) => input.see(&fitted),
+            None => low.push(fitted),
+        }
+    }
+    let action = (described.action_at, described.action_dim);
+    let action = normalizer(&state, &mut tensors, "action", action, &problems)?;
+    hybrid::divide_features(&mut described.inputs, &state, &problems);
     check_masks(&state, &described, &problems);
     let mut problems = problems.into_inner();
-    let (Some(observation), Some(action)) = (observation, action) else {
+    let Some(action) = action.filter(|_| problems.is_empty()) else {
         return Err(ImportError::Unsupported(problems));
     };
-    if !problems.is_empty() {
-        return Err(ImportError::Unsupported(problems));
-    }
-    let (observation, action) = tasks::signals(&described.task, observation, action);
-    let mut notes = Vec::new();
+    let (observation, action) = tasks::signals(&described.task, &described.inputs, joined(low), action);
+    let mut notes = described.notes;
     let rate_hz = options.rate_hz.or(described.rate_hz).unwrap_or_else(|| {
         notes.push(format!("rate_hz: the checkpoint names none, {DEFAULT_RATE_HZ} is assumed"));
         DEFAULT_RATE_HZ
@@ -99,7 +117,7 @@ pub(super) fn import<R: Read + Seek>(
         architecture: described.architecture,
         observation,
         action,
-        cameras: Vec::new(),
+        cameras: described.inputs.iter().filter_map(|input| input.camera.clone()).collect(),
         sampler: described.sampler,
         provenance: Provenance {
             weights: which.into(),
@@ -115,7 +133,7 @@ pub(super) fn import<R: Read + Seek>(
 
     // All descriptions are compared before any value is read.
     let expected = expected_tensors(&config);
-    let views = state.model(&expected, &mut problems);
+    let views = state.model(&expected, described.sees, &mut problems);
     if !problems.is_empty() {
         return Err(ImportError::Unsupported(problems));
     }
@@ -124,7 +142,11 @@ pub(super) fn import<R: Read + Seek>(
         if let Some((_, shape)) = expected.iter().find(|(n, _)| *n == name) {
             view.shape.clone_from(shape); // the first rows of a position table
         }
-        match store(tensors.read(&view)?, options.dtype) {
+        let mut values = tensors.read(&view)?;
+        if described.sees && name == hybrid::TAKES_FEATURES {
+            hybrid::cameras_first(&described.inputs, &mut values);
+        }
+        match store(values, options.dtype) {
             Ok(data) => drop(weights.insert(name, Tensor { shape: view.shape, data })),
             Err(problem) => problems.push(format!("{which}: model.{name}: {problem}")),
         }
@@ -132,7 +154,7 @@ pub(super) fn import<R: Read + Seek>(
     if !problems.is_empty() {
         return Err(ImportError::Unsupported(problems));
     }
-    Ok(Package::new(config, weights)?)
+    Ok(Package::without_encoders(config, weights)?)
 }
 
 /// What the configuration says.
@@ -140,10 +162,14 @@ struct Described {
     task: String,
     rate_hz: Option<f64>,
     use_ema: Option<bool>,
-    obs_dim: usize,
+    /// It is the hybrid policy.
+    sees: bool,
+    inputs: Vec<Input>,
+    action_at: &'static str,
     action_dim: usize,
     architecture: Architecture,
     sampler: SamplerConfig,
+    notes: Vec<String>,
 }
 
 fn describe(tree: &Tree, problems: &RefCell<Vec<String>>) -> Described {
@@ -159,11 +185,21 @@ fn describe(tree: &Tree, problems: &RefCell<Vec<String>>) -> Described {
     let use_ema = top.flag("training.use_ema");
 
     let policy = Section::new(tree, "policy", problems);
-    policy.class(&[(POLICY, ())]);
+    let sees = policy.class(&POLICIES).unwrap_or(false);
     policy.ignore(&HYDRA);
-    policy.ignore(&["model", "noise_scheduler"]);
-    let (obs_dim, action_dim) = (policy.required("obs_dim"), policy.required("action_dim"));
-    let obs_as_cond = policy.flag("obs_as_cond").unwrap_or(false);
+    policy.ignore(if sees { &["shape_meta", "noise_scheduler"] } else { &["model", "noise_scheduler"] });
+    let mut notes = Vec::new();
+    let (inputs, action_at, action_dim) = if sees {
+        let (inputs, action_dim) = hybrid::inputs(tree, &policy, &mut notes, problems);
+        (inputs, "cfg.policy.shape_meta.action.shape", action_dim)
+    } else {
+        let low = Input::low("obs", "cfg.policy.obs_dim", policy.required("obs_dim"));
+        (vec![low], "cfg.policy.action_dim", policy.required("action_dim"))
+    };
+    let obs_as_cond = policy.flag("obs_as_cond").unwrap_or(sees);
+    if sees && !obs_as_cond {
+        policy.problem("obs_as_cond", "false is not supported for a policy that sees; expected true");
+    }
     let sampler = sampler(tree, &policy, problems);
     let mut architecture = Architecture {
         layers: 0,
@@ -178,32 +214,55 @@ fn describe(tree: &Tree, problems: &RefCell<Vec<String>>) -> Described {
         n_action_steps: policy.required("n_action_steps"),
         pred_action_steps_only: policy.flag("pred_action_steps_only").unwrap_or(false),
     };
+    if sees {
+        trunk(&policy, &mut architecture, Defaults { layers: 8, heads: 4, width: 256, causal: true });
+        if architecture.causal {
+            expect(&policy, "horizon", architecture.horizon, architecture.tokens());
+        }
+    }
     policy.finish();
-    let size = action_dim + if obs_as_cond { 0 } else { obs_dim };
-    model(tree, &mut architecture, size, obs_dim, problems);
-    Described { task, rate_hz, use_ema, obs_dim, action_dim, architecture, sampler }
+    if let (false, [input]) = (sees, &inputs[..]) {
+        let size = action_dim + if obs_as_cond { 0 } else { input.size };
+        model(tree, &mut architecture, size, input.size, problems);
+    }
+    Described { task, rate_hz, use_ema, sees, inputs, action_at, action_dim, architecture, sampler, notes }
 }
 
-/// The denoiser; `size` is N.
+/// What the denoiser is where the configuration does not say.
+struct Defaults {
+    layers: usize,
+    heads: usize,
+    width: usize,
+    causal: bool,
+}
+
+/// The denoiser's own options.
+fn trunk(section: &Section<'_>, a: &mut Architecture, defaults: Defaults) {
+    section.ignore(&["p_drop_emb", "p_drop_attn"]);
+    a.layers = section.size("n_layer").unwrap_or(defaults.layers);
+    a.heads = section.size("n_head").unwrap_or(defaults.heads);
+    a.width = section.size("n_emb").unwrap_or(defaults.width);
+    a.causal = section.flag("causal_attn").unwrap_or(defaults.causal);
+    a.time_as_cond = section.flag("time_as_cond").unwrap_or(true);
+    // An encoder-only trunk has no condition encoder, whatever the configuration says.
+    let condition_layers = section.size("n_cond_layers").unwrap_or(0);
+    a.condition_layers = if a.time_as_cond { condition_layers } else { 0 };
+}
+
+fn expect(section: &Section<'_>, key: &str, got: usize, expected: usize) {
+    if got != expected {
+        section.problem(key, &format!("expected {expected}, got {got}"));
+    }
+}
+
+/// The denoiser of a low-dimensional policy; `size` is N.
 fn model(tree: &Tree, a: &mut Architecture, size: usize, obs_dim: usize, problems: &RefCell<Vec<String>>) {
     let model = Section::new(tree, "policy.model", problems);
     model.class(&[(MODEL, ())]);
     model.ignore(&HYDRA);
-    // The model itself ignores `obs_as_cond` and goes by `cond_dim`.
-    model.ignore(&["p_drop_emb", "p_drop_attn", "obs_as_cond"]);
-    a.layers = model.size("n_layer").unwrap_or(12);
-    a.heads = model.size("n_head").unwrap_or(12);
-    a.width = model.size("n_emb").unwrap_or(768);
-    a.causal = model.flag("causal_attn").unwrap_or(false);
-    a.time_as_cond = model.flag("time_as_cond").unwrap_or(true);
-    // An encoder-only trunk has no condition encoder, whatever the configuration says.
-    let condition_layers = model.size("n_cond_layers").unwrap_or(0);
-    a.condition_layers = if a.time_as_cond { condition_layers } else { 0 };
-    let must_be = |key: &str, got: usize, expected: usize| {
-        if got != expected {
-            model.problem(key, &format!("expected {expected}, got {got}"));
-        }
-    };
+    model.ignore(&["obs_as_cond"]); // the model itself goes by `cond_dim`
+    trunk(&model, a, Defaults { layers: 12, heads: 12, width: 768, causal: false });
+    let must_be = |key: &str, got: usize, expected: usize| expect(&model, key, got, expected);
     must_be("input_dim", model.required("input_dim"), size);
     must_be("output_dim", model.required("output_dim"), size);
     must_be("cond_dim", model.size("cond_dim").unwrap_or(0), if a.obs_as_cond { obs_dim } else { 0 });
@@ -296,69 +355,11 @@ fn sampler(tree: &Tree, policy: &Section<'_>, problems: &RefCell<Vec<String>>) -
     config
 }
 
-/// The policy's state dict: descriptions of tensors by name.
-struct State<'a> {
-    pickle: &'a Pickle,
-    tensors: BTreeMap<&'a str, Id>,
-}
-
-impl<'a> State<'a> {
-    fn new(pickle: &'a Pickle, pairs: &[(Id, Id)], problems: &RefCell<Vec<String>>) -> Self {
-        let mut tensors = BTreeMap::new();
-        for &(key, value) in pairs {
-            match pickle.text(key) {
-                Some(name) if tensors.len() < MAX_TENSORS => drop(tensors.insert(name, value)),
-                _ => {
-                    problems.borrow_mut().push(format!(
-                        "state_dicts: expected at most {MAX_TENSORS} tensors by name, got a key that is {}",
-                        pickle.kind(key)
-                    ));
-                    break;
-                }
-            }
-        }
-        Self { pickle, tensors }
-    }
-
-    fn view(&self, name: &str) -> Option<Result<View, String>> {
-        self.tensors.get(name).map(|&id| tensors::view(self.pickle, id))
-    }
-
-    /// The denoiser's tensors; everything that is missing, unknown or of another shape is a problem.
-    fn model(&self, expected: &[(String, Vec<usize>)], problems: &mut Vec<String>) -> Vec<(String, View)> {
-        let mut views = Vec::new();
-        for (name, shape) in expected {
-            let full = format!("model.{name}");
-            match self.view(&full) {
-                None => problems.push(format!("{full}: is missing, expected shape {shape:?}")),
-                Some(Err(problem)) => problems.push(format!("{full}: {problem}")),
-                Some(Ok(view)) if !fits(name, shape, &view.shape) => {
-                    problems.push(format!("{full}: expected shape {shape:?}, got {:?}", view.shape));
-                }
-                Some(Ok(view)) => views.push((name.clone(), view)),
-            }
-        }
-        let known: BTreeSet<&str> = expected.iter().map(|(name, _)| &name[..]).collect();
-        for &name in self.tensors.keys() {
-            let ignored = match name.split_once('.') {
-                None => is_derived(name),
-                Some(("model", rest)) => known.contains(rest) || is_derived(rest),
-                Some(("mask_generator", rest)) => is_derived(rest),
-                Some((first, _)) => first == "normalizer",
-            };
-            if !ignored {
-                problems.push(format!("unexpected tensor {}", shown(name)));
-            }
-        }
-        views
-    }
-}
-
 /// The masks follow from the architecture; that there are any must agree with it.
 fn check_masks(state: &State<'_>, described: &Described, problems: &RefCell<Vec<String>>) {
     let a = &described.architecture;
     for (name, expected) in [("model.mask", a.causal), ("model.memory_mask", a.causal && a.obs_as_cond)] {
-        let got = state.tensors.contains_key(name);
+        let got = state.has(name);
         if got != expected {
             let (got, expected) =
                 (if got { "is there" } else { "is missing" }, if expected { "has" } else { "has no" });
@@ -366,65 +367,5 @@ fn check_masks(state: &State<'_>, described: &Described, problems: &RefCell<Vec<
                 .borrow_mut()
                 .push(format!("{name}: {got}, but a model with this configuration {expected} such mask"));
         }
-    }
-}
-
-/// One normaliser of `size` elements; `None` where something is wrong with it.
-fn normalizer<R: Read + Seek>(
-    state: &State<'_>,
-    tensors: &mut Tensors<R>,
-    field: &str,
-    size: usize,
-    problems: &RefCell<Vec<String>>,
-) -> Result<Option<Normalizer>, ImportError> {
-    let mut read = |part: &str, optional: bool| -> Result<Option<Vec<f32>>, ImportError> {
-        let name = format!("normalizer.params_dict.{field}.{part}");
-        let problem = |text: String| problems.borrow_mut().push(format!("{name}: {text}"));
-        match state.view(&name) {
-            None if optional => {}
-            None => problem("is missing; was the policy saved before set_normalizer?".into()),
-            Some(Err(text)) => problem(text),
-            // One parameter serves all elements.
-            Some(Ok(view)) if view.shape == [size] || view.shape == [1] => {
-                let values = tensors.read(&view)?;
-                return Ok(Some(if values.len() == size { values } else { vec![values[0]; size] }));
-            }
-            Some(Ok(view)) => problem(format!("expected shape {:?}, got {:?}", [size], view.shape)),
-        }
-        Ok(None)
-    };
-    if !(1..=4096).contains(&size) {
-        problems.borrow_mut().push(format!("cfg.policy.{field}_dim: expected 1 to 4096, got {size}"));
-        return Ok(None);
-    }
-    let (scale, offset) = (read("scale", false)?, read("offset", false)?);
-    let mut stats = ["min", "max", "mean", "std"].map(|_| Vec::new());
-    for (values, part) in stats.iter_mut().zip(["min", "max", "mean", "std"]) {
-        *values = read(&format!("input_stats.{part}"), true)?.unwrap_or_default();
-    }
-    let (Some(scale), Some(offset)) = (scale, offset) else { return Ok(None) };
-    let [min, max, mean, std] = stats;
-    let mode = mode(&scale, &offset, [&min, &max, &mean, &std]);
-    Ok(Some(Normalizer { mode, scale, offset, min, max }))
-}
-
-/// How a normaliser was fitted, told from what it makes of the statistics.
-fn mode(scale: &[f32], offset: &[f32], [min, max, mean, std]: [&[f32]; 4]) -> NormalizerMode {
-    let n = scale.len();
-    let all = |near: &dyn Fn(usize) -> bool| (0..n).all(near);
-    let map = |values: &[f32], i: usize| values[i] * scale[i] + offset[i];
-    let near = |a: f32, b: f32| (a - b).abs() < 1e-3;
-    // Elements that never moved have scale 1 and are only shifted.
-    let still = |i: usize| scale[i] == 1.0 && max[i] - min[i] < 1e-4;
-    let known = |stats: [&[f32]; 2]| stats.iter().all(|s| s.len() == n);
-    if known([min, max]) && all(&|i| still(i) || (near(map(min, i), -1.0) && near(map(max, i), 1.0))) {
-        NormalizerMode::Limits
-    } else if known([mean, std])
-        && known([min, max])
-        && all(&|i| near(map(mean, i), 0.0) && (still(i) || near(std[i] * scale[i], 1.0)))
-    {
-        NormalizerMode::Gaussian
-    } else {
-        NormalizerMode::Manual
     }
 }

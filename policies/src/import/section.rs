@@ -55,6 +55,20 @@ impl<'a> Section<'a> {
         })
     }
 
+    /// Whole numbers that are not negative.
+    pub(super) fn sizes(&self, key: &str) -> Option<Vec<usize>> {
+        self.parsed(key, "a list of whole numbers", |value| match value {
+            Value::List(elements) => elements
+                .iter()
+                .map(|element| match *element {
+                    Value::Int(v) => usize::try_from(v).ok(),
+                    _ => None,
+                })
+                .collect(),
+            _ => None,
+        })
+    }
+
     /// A number that must be there.
     pub(super) fn required(&self, key: &str) -> usize {
         let before = self.problems.borrow().len();

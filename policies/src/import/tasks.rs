@@ -1,9 +1,15 @@
 //! Names and units of the signals of public tasks; a checkpoint has only their sizes.
 
+use super::hybrid::Input;
 use crate::config::{Normalizer, Signal};
 
 /// Observation and action of a task, by its name and sizes; numbered names without unit where it is not known.
-pub(super) fn signals(task: &str, observation: Normalizer, action: Normalizer) -> (Signal, Signal) {
+pub(super) fn signals(
+    task: &str,
+    inputs: &[Input],
+    observation: Normalizer,
+    action: Normalizer,
+) -> (Signal, Signal) {
     let sizes = (observation.scale.len(), action.scale.len());
     match (task, sizes) {
         // Nine points of the block, then the pusher; the action is where the pusher shall go.
@@ -14,11 +20,11 @@ pub(super) fn signals(task: &str, observation: Normalizer, action: Normalizer) -
             (signal(names, "px", observation), signal(action_names, "px", action))
         }
         _ => {
-            let numbered = |name: &str, n: usize| (0..n).map(|i| format!("{name}_{i}")).collect();
-            (
-                signal(numbered("obs", sizes.0), "1", observation),
-                signal(numbered("action", sizes.1), "1", action),
-            )
+            let numbered =
+                |name: &str, n: usize| -> Vec<String> { (0..n).map(|i| format!("{name}_{i}")).collect() };
+            let low = inputs.iter().filter(|input| input.camera.is_none());
+            let names = low.flat_map(|input| numbered(&input.key, input.size)).collect();
+            (signal(names, "1", observation), signal(numbered("action", sizes.1), "1", action))
         }
     }
 }

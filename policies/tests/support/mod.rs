@@ -165,6 +165,54 @@ impl Checkpoint {
         }
     }
 
+    /// The same policy as a hybrid one: two cameras of two features each stand before and between its three
+    /// low-dimensional numbers.
+    pub(crate) fn hybrid() -> Self {
+        let mut checkpoint = Self::small();
+        let policy = checkpoint.cfg["policy"].as_object_mut().unwrap();
+        let model = policy.remove("model").unwrap();
+        policy.retain(|key, _| !matches!(&key[..], "obs_dim" | "action_dim"));
+        for key in ["n_layer", "n_head", "n_emb", "p_drop_emb", "p_drop_attn", "n_cond_layers"] {
+            policy.insert(key.into(), model[key].clone());
+        }
+        policy.insert(
+            "_target_".into(),
+            json!("diffusion_policy.policy.diffusion_transformer_hybrid_image_policy.DiffusionTransformerHybridImagePolicy"),
+        );
+        policy.insert("crop_shape".into(), json!([6, 7]));
+        policy.insert("eval_fixed_crop".into(), json!(true));
+        policy.insert("shape_meta".into(), json!("${task.shape_meta}"));
+        // Keys of a json object come sorted.
+        checkpoint.cfg["task"]["shape_meta"] = json!({
+            "obs": {
+                "a_front": { "shape": [3, 8, 9], "type": "rgb" }, "b_arm": { "shape": [2] },
+                "c_wrist": { "shape": [1, 8, 9], "type": "rgb" }, "d_hand": { "shape": [1], "type": "low_dim" },
+            },
+            "action": { "shape": [2] },
+        });
+        let tensors = &mut checkpoint.tensors;
+        let obs = |part: &str| format!("normalizer.params_dict.obs.{part}");
+        for (part, value) in
+            [("scale", 2.0), ("offset", 0.0), ("input_stats.min", -0.5), ("input_stats.max", 0.5)]
+        {
+            tensors.remove(&obs(part));
+            for (key, size) in [("b_arm", 2), ("d_hand", 1)] {
+                tensors
+                    .insert(format!("normalizer.params_dict.{key}.{part}"), (vec![size], vec![value; size]));
+            }
+        }
+        for key in ["a_front", "c_wrist"] {
+            for (part, value) in [("scale", 2.0), ("offset", -1.0)] {
+                tensors.insert(format!("normalizer.params_dict.{key}.{part}"), (vec![1], vec![value]));
+            }
+            tensors.insert(format!("obs_encoder.obs_nets.{key}.weight"), (vec![1], vec![0.0]));
+        }
+        // [4, 7], every value its column.
+        let columns = (0..28).map(|i| (i % 7) as f32).collect();
+        tensors.insert("model.cond_obs_emb.weight".into(), (vec![4, 7], columns));
+        checkpoint
+    }
+
     /// The archive's entries; every tensor has its own storage.
     pub(crate) fn to_entries(&self) -> Vec<(String, Vec<u8>)> {
         let mut entries = BTreeMap::from([("byteorder".to_owned(), b"little".to_vec())]);

@@ -9,10 +9,15 @@ use super::{Outcome, say};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// A `.ckpt` of real-stanford/diffusion_policy, or a `.safetensors` with `policy.toml` beside it.
-    checkpoint: PathBuf,
+    /// A `.ckpt` of real-stanford/diffusion_policy, a LeRobot folder, or a `.safetensors` with `policy.toml` beside it.
+    #[arg(required_unless_present = "supported")]
+    checkpoint: Option<PathBuf>,
     /// Folder of the new policy package.
-    out: PathBuf,
+    #[arg(required_unless_present = "supported")]
+    out: Option<PathBuf>,
+    /// Print what can be imported and what is refused, and do nothing else.
+    #[arg(long)]
+    supported: bool,
     /// How weights are stored.
     #[arg(long, value_enum, default_value_t = DtypeName::F16)]
     dtype: DtypeName,
@@ -25,6 +30,9 @@ pub(super) struct Args {
     /// Licence of the weights, recorded in the package.
     #[arg(long)]
     license: Option<String>,
+    /// Folder with the encoders of a policy that sees, as `policies/train/export_encoder.py` writes them.
+    #[arg(long, value_name = "DIR")]
+    encoder: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -35,6 +43,10 @@ enum DtypeName {
 
 impl Args {
     pub(super) fn run(self) -> Outcome {
+        let (false, Some(checkpoint), Some(out)) = (self.supported, &self.checkpoint, &self.out) else {
+            say!("{}", import::supported().trim_end());
+            return Ok(());
+        };
         let options = Options {
             name: self.name,
             rate_hz: self.rate,
@@ -43,13 +55,16 @@ impl Args {
                 DtypeName::F32 => Dtype::F32,
             },
             license: self.license,
+            encoders: self.encoder,
         };
-        let package = if self.checkpoint.extension().is_some_and(|e| e == "safetensors") {
-            import::safetensors(&self.checkpoint.with_file_name("policy.toml"), &self.checkpoint, &options)?
+        let package = if checkpoint.is_dir() {
+            return Err(import::lerobot(checkpoint).into());
+        } else if checkpoint.extension().is_some_and(|e| e == "safetensors") {
+            import::safetensors(&checkpoint.with_file_name("policy.toml"), checkpoint, &options)?
         } else {
-            import::checkpoint(&self.checkpoint, &options)?
+            import::checkpoint(checkpoint, &options)?
         };
-        package.save(&self.out)?;
+        package.save(out)?;
         let (c, a) = (&package.config, &package.config.architecture);
         say!("{}: {} layers, width {}, {} heads", c.name, a.layers, a.width, a.heads);
         say!(
@@ -64,7 +79,17 @@ impl Args {
         for note in &c.provenance.notes {
             say!("  note: {note}");
         }
-        say!("written to {}; try: refrain bench {}", self.out.display(), self.out.display());
+        let (checkpoint, out) = (checkpoint.display(), out.display());
+        let missing = package.missing_encoders();
+        if missing.is_empty() {
+            say!("written to {out}; try: refrain bench {out}");
+        } else {
+            say!("written to {out}, without its encoders: {}", missing.join(", "));
+            say!(
+                "where the policy was trained: python policies/train/export_encoder.py {checkpoint} ENCODERS"
+            );
+            say!("then here: refrain import {checkpoint} {out} --encoder ENCODERS");
+        }
         Ok(())
     }
 }
