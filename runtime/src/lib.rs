@@ -36,5 +36,6 @@ pub mod scene;
 #[cfg(feature = "pusht")]
 pub mod seams;
 pub mod search;
+pub mod sight;
 pub mod threads;
 pub mod trajectory;

@@ -42,6 +42,15 @@ pub(super) fn timing(report: &Report, real_time: bool) {
             report.engines_lost
         );
     }
+    for camera in &report.cameras {
+        say!(
+            "images of {:<10} {} taken, {} through shared memory, {} refused",
+            camera.name,
+            camera.accepted,
+            camera.shared,
+            camera.refused
+        );
+    }
     for (refusal, count) in observation::Refusal::ALL.iter().zip(report.refused).filter(|(_, n)| *n > 0) {
         say!("observations refused as {refusal:?}: {count}");
     }
