@@ -3,7 +3,11 @@
 //! The file has one input, `image` f32 [1, C, height, width], preprocessed, and one output, `features` f32 [1, F]; all
 //! shapes are static and everything is inside the file. It is optimised once, when loaded, and its state is kept. Runs
 //! on the caller's thread. Names, shapes and operators are checked before tract sees the file, so that the message says
-//! what is wrong; whatever else is wrong with a file is an error too, never a panic.
+//! what is wrong; whatever else is wrong with a file is an error too, never a panic. Convolutions are Refrain's own where the
+//! processor has AVX-512.
+
+#[cfg(target_arch = "x86_64")]
+mod convolution;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -124,7 +128,10 @@ impl Encoder {
         let graph = |reason: String| EncoderError::Graph { file: file.into(), reason };
         // What the checks let through may still trip tract over; a file must not take the process down.
         let made = catch_unwind(AssertUnwindSafe(|| {
-            let plan = reader.model_for_proto_model(&model)?.into_optimized()?.into_runnable()?;
+            let model = reader.model_for_proto_model(&model)?.into_typed()?.into_decluttered()?;
+            #[cfg(target_arch = "x86_64")]
+            let model = convolution::replace(model)?;
+            let plan = model.into_optimized()?.into_runnable()?;
             TypedSimplePlan::spawn(&plan)
         }));
         let state = made

@@ -115,6 +115,21 @@ impl Vision {
         }
     }
 
+    /// Encodes the images of one observation step `[cameras]` ahead of time. What is wrong with one is told when it is looked
+    /// at.
+    pub fn glance(&mut self, images: &[Frame<'_>]) {
+        for (eye, frame) in self.eyes.iter_mut().zip(images) {
+            let encoder = &mut self.encoders[eye.encoder];
+            let mut features = vec![0.0; encoder.features()];
+            if !eye.recall(frame.stamp, &mut features)
+                && eye.encode(encoder, &frame.image, &mut features).is_ok()
+            {
+                self.encoded += 1;
+                eye.remember(frame.stamp, &features);
+            }
+        }
+    }
+
     /// Writes the condition `[To, F + O]` for the normalised observations `low` `[To, O]` and the images `frames`
     /// `[To, cameras]`.
     pub fn condition(

@@ -7,12 +7,14 @@
 pub mod fields;
 mod mapping;
 mod resolve;
+pub mod vision;
 mod workspace;
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use self::vision::{CameraTopic, VisionSection};
 use crate::chunk::Interpolation;
 use crate::clock::Nanos;
 use crate::control::{ControlConfig, Late};
@@ -48,6 +50,9 @@ pub struct RobotConfig {
     pub chunk: ChunkSection,
     /// What comes in.
     pub observation: ObservationSection,
+    /// Where images come from, if the policy sees.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vision: Option<VisionSection>,
     /// What goes out.
     pub action: ActionSection,
     /// How it travels.
@@ -310,6 +315,8 @@ pub struct Robot {
     pub intake: IntakeConfig,
     /// One per part of an observation.
     pub topics: Vec<Topic>,
+    /// One per camera of the policy.
+    pub cameras: Vec<CameraTopic>,
     /// The robot's joint of each action element.
     pub joints: Vec<String>,
     /// Where commands go.

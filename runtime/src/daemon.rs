@@ -221,7 +221,7 @@ impl Daemon {
     /// The same as Prometheus text; `schedules` are those of the ladder.
     pub fn metrics(&self, schedules: &[String]) -> String {
         let observations = self.inlet.counts();
-        metrics::text(&self.tally.lock().unwrap_or_else(PoisonError::into_inner), observations, schedules)
+        metrics::text(&self.tally.lock().unwrap_or_else(PoisonError::into_inner), &observations, schedules)
     }
 
     /// Brakes, sends the hold, ends the threads and closes the bus.

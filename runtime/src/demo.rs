@@ -26,6 +26,7 @@ use crate::lockstep;
 use crate::record::{Log, Place, RecordError};
 use crate::replay;
 use crate::report::Report;
+use crate::scene::{NotPushT, Scene};
 use crate::threads;
 
 pub use self::simulator::RobotCounts;
@@ -33,6 +34,8 @@ use self::simulator::Simulator;
 
 /// The robot that the demo runs: the example's file, without its endpoint.
 pub(crate) const ROBOT: &str = include_str!("../../examples/pusht/robot.toml");
+/// The same seen through a camera.
+pub(crate) const CAMERA: &str = include_str!("../../examples/pusht/camera.toml");
 
 /// What to show.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,13 +88,11 @@ pub struct DemoReport {
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
     /// The policy is not one for Push-T.
-    #[error("the policy observes {observed} numbers and moves {moved}; Push-T has 20 and 2")]
-    Policy {
-        /// O.
-        observed: usize,
-        /// A.
-        moved: usize,
-    },
+    #[error(transparent)]
+    Policy(#[from] NotPushT),
+    /// An image could not be compressed.
+    #[error("PNG: {0}")]
+    Png(#[from] png::EncodingError),
     /// The speed is no speed.
     #[error("speed: expected 1 (real time) or more, got {0}")]
     Speed(f64),
@@ -142,6 +143,7 @@ pub fn run(
         bus::free_endpoint().map_err(|source| DemoError::Io { what: "loopback".into(), source })?;
     let plans: Rungs = policy.into();
     let (config, robot) = robot(plans.rungs[0].policy.config(), &endpoint, options.seed)?;
+    let scene = Scene::of(plans.rungs[0].policy.config())?;
     let start = clock::now();
     // The endpoint is another one every time.
     let told = RobotConfig { bus: BusSection::default(), ..config };
@@ -156,7 +158,7 @@ pub fn run(
         let config = robot.clone();
         let side = threads::spawn("policy", move || lockstep::run(&config, plans, &told, log))
             .map_err(|source| DemoError::Io { what: "thread".into(), source })?;
-        let ran = Simulator::open(&robot, &endpoint, options).and_then(|mut simulator| {
+        let ran = Simulator::open(&robot, &endpoint, scene, options).and_then(|mut simulator| {
             simulator.run_simulated(options, &signals, &mut progress)?;
             Ok(simulator)
         });
@@ -167,7 +169,7 @@ pub fn run(
         (ran?, report)
     } else {
         let daemon = Daemon::recorded(&robot, plans, log)?;
-        let ran = Simulator::open(&robot, &endpoint, options).and_then(|mut simulator| {
+        let ran = Simulator::open(&robot, &endpoint, scene, options).and_then(|mut simulator| {
             simulator.run_real_time(options, daemon.signals(), &mut progress)?;
             Ok(simulator)
         });
@@ -193,13 +195,12 @@ pub fn run(
     })
 }
 
-/// The example's robot, listening on `endpoint`.
+/// The example's robot for this policy, listening on `endpoint`.
 fn robot(policy: &PolicyConfig, endpoint: &str, seed: u64) -> Result<(RobotConfig, Robot), DemoError> {
-    let (observed, moved) = (policy.observation.size(), policy.action.size());
-    if (observed, moved) != (20, 2) {
-        return Err(DemoError::Policy { observed, moved });
-    }
-    let mut config = RobotConfig::parse(ROBOT)?;
+    let mut config = RobotConfig::parse(match Scene::of(policy)? {
+        Scene::Keypoints => ROBOT,
+        Scene::Camera(_) => CAMERA,
+    })?;
     config.bus.listen = vec![endpoint.to_owned()];
     let mut robot = config.resolve(policy)?;
     robot.episode = seed;

@@ -11,6 +11,10 @@
 //!
 //! Guarantees: the same spans give the same steps; nothing is random.
 
+use refrain_policies::config::PolicyConfig;
+use refrain_policies::preprocess::Image;
+use refrain_policies::vision::{Frame, Vision};
+
 use crate::clock::{self, Nanos};
 use crate::engine::EngineError;
 use crate::policy::{Policy, Prediction};
@@ -96,19 +100,48 @@ pub struct Ladder {
     climbed: bool,
 }
 
-/// Times predictions of `policy` on this machine, warm-up left out.
+/// Times the denoising of `policy` on this machine, warm-up left out.
 pub fn time(policy: &mut Policy) -> Result<Timing, EngineError> {
     let c = policy.config();
-    let observation = vec![0.1; c.architecture.n_obs_steps * c.observation.size()];
+    let condition = vec![0.1; c.architecture.n_obs_steps * c.condition_size()];
     let noise = vec![0.5; policy.noise_len()];
     let mut out = Prediction::default();
+    timed(|_| policy.denoise(&condition, &noise, &mut out))
+}
+
+/// Times the encoding of the images of one prediction, none of which was encoded before.
+pub fn time_sight(vision: &mut Vision, config: &PolicyConfig) -> Result<Timing, EngineError> {
+    let steps = config.architecture.n_obs_steps;
+    let sizes = config.cameras.iter().map(|camera| (camera.size, camera.channels));
+    let pixels: Vec<Vec<u8>> =
+        sizes.map(|([height, width], channels)| vec![128; height * width * channels.count()]).collect();
+    let (low, mut condition) =
+        (vec![0.1; steps * config.observation.size()], vec![0.0; steps * config.condition_size()]);
+    let mut frames = Vec::with_capacity(steps * pixels.len());
+    let timing = timed(|round| {
+        frames.clear();
+        for step in 0..steps {
+            frames.extend(config.cameras.iter().zip(&pixels).map(|(camera, pixels)| {
+                let [height, width] = camera.size;
+                let (channels, step_bytes) = (camera.channels, width * camera.channels.count());
+                let image = Image { height, width, step: step_bytes, channels, pixels };
+                Frame { stamp: (round * steps + step) as i64, image }
+            }));
+        }
+        Ok(vision.condition(&low, &frames, &mut condition)?)
+    });
+    vision.forget();
+    timing
+}
+
+fn timed(mut run: impl FnMut(usize) -> Result<(), EngineError>) -> Result<Timing, EngineError> {
     let mut spans = Vec::with_capacity(TIMED);
     let begin = clock::now();
-    for prediction in 0..WARM_UP + TIMED {
+    for round in 0..WARM_UP + TIMED {
         let start = clock::now();
-        policy.predict(&observation, &noise, &mut out)?;
+        run(round)?;
         let end = clock::now();
-        if prediction >= WARM_UP {
+        if round >= WARM_UP {
             spans.push(end - start);
         }
         if end - begin > ENOUGH && !spans.is_empty() {

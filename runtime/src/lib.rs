@@ -38,5 +38,6 @@ pub mod scene;
 pub mod seams;
 pub mod search;
 pub mod shadow;
+pub mod sight;
 pub mod threads;
 pub mod trajectory;

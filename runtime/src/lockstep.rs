@@ -68,7 +68,8 @@ pub fn run(
                 chunk.ready = window.time;
             }
             record(&|| {
-                let inference = Inference::from_window(&window, committed, planner.rung_index());
+                let inference = Inference::from_window(&window, committed, planner.rung_index())
+                    .with_condition(planner.condition());
                 Message::Inference(if planned.is_ok() { inference.with_chunk(&chunk) } else { inference })
             });
             match planned {

@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use crate::clock::Duration;
 use crate::control::{Mode, Outcome};
 use crate::events::Spans;
-use crate::observation::Refusal;
+use crate::observation::{self, Refusal};
 use crate::report::Tally;
 use crate::threads;
 
@@ -119,7 +119,7 @@ fn answer(mut stream: TcpStream, page: &str) -> io::Result<()> {
 }
 
 /// The page of a run; `observations` are the messages taken in and refused.
-pub fn text(tally: &Tally, observations: (u64, [u64; Refusal::ALL.len()]), schedules: &[String]) -> String {
+pub fn text(tally: &Tally, observations: &observation::Counts, schedules: &[String]) -> String {
     let mut out = String::new();
     let (counts, gate) = (&tally.control.counts, &tally.control.gate);
     for mode in [Mode::Warmup, Mode::Running, Mode::Coasting, Mode::Holding, Mode::Stopped] {
@@ -133,8 +133,17 @@ pub fn text(tally: &Tally, observations: (u64, [u64; Refusal::ALL.len()]), sched
     for outcome in Outcome::ALL {
         let _ = writeln!(out, "refrain_ticks_total{{outcome=\"{outcome:?}\"}} {}", counts.of(outcome));
     }
-    for (refusal, count) in Refusal::ALL.iter().zip(observations.1) {
+    for (refusal, count) in Refusal::ALL.iter().zip(observations.refused) {
         let _ = writeln!(out, "refrain_observations_refused_total{{why=\"{refusal:?}\"}} {count}");
+    }
+    for camera in &observations.cameras {
+        for (name, count) in [
+            ("images", camera.accepted),
+            ("images_refused", camera.refused),
+            ("images_shared_memory", camera.shared),
+        ] {
+            let _ = writeln!(out, "refrain_{name}_total{{camera=\"{}\"}} {count}", camera.name);
+        }
     }
     for (limit, count) in [
         ("position", gate.position),
@@ -150,7 +159,7 @@ pub fn text(tally: &Tally, observations: (u64, [u64; Refusal::ALL.len()]), sched
         let _ = writeln!(out, "refrain_gate_total{{why=\"{limit}\"}} {count}");
     }
     for (name, count) in [
-        ("observations", observations.0),
+        ("observations", observations.accepted),
         ("chunks", counts.chunks),
         ("chunks_refused", counts.chunks_refused),
         ("actions_skipped", counts.actions_skipped),
@@ -214,6 +223,7 @@ pub fn fetch(address: SocketAddr) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observation::{CameraCounts, Counts};
 
     #[test]
     fn the_newest_page_is_served_and_nothing_else() {
@@ -221,12 +231,17 @@ mod tests {
         let mut tally = Tally::default();
         tally.inference.record(3_000_000);
         tally.inference.record(30_000_000);
-        server.set(text(&tally, (5, [0; Refusal::ALL.len()]), &["full".into()]));
+        let front = CameraCounts { name: "front".into(), accepted: 3, refused: 2, shared: 1 };
+        let counts = Counts { accepted: 5, cameras: vec![front], ..Counts::default() };
+        server.set(text(&tally, &counts, &["full".into()]));
         let page = fetch(server.address()).unwrap();
         for line in [
             "refrain_mode{mode=\"Warmup\"} 1",
             "refrain_plan{rung=\"0\",schedule=\"full\"} 1",
             "refrain_observations_total 5",
+            "refrain_images_total{camera=\"front\"} 3",
+            "refrain_images_refused_total{camera=\"front\"} 2",
+            "refrain_images_shared_memory_total{camera=\"front\"} 1",
             "refrain_inference_seconds_bucket{le=\"0.002\"} 0",
             "refrain_inference_seconds_bucket{le=\"0.005\"} 1",
             "refrain_inference_seconds_bucket{le=\"+Inf\"} 2",

@@ -6,13 +6,19 @@
 //! back (a gap), or nothing is that old, the next newer one stands in. At the start that repeats the first observation,
 //! as the public code's `MultiStepWrapper` does.
 //!
+//! Where there are cameras, their images decide when there is an observation ([`crate::sight`]); its numbers are those
+//! nearest in time.
+//!
 //! Pure: time is an argument. Allocates only when made.
 
 use std::collections::VecDeque;
 
+use refrain_policies::preprocess::Image;
+
 use crate::clock::{Nanos, Reading, Time, Wall};
 use crate::control::Observed;
 use crate::safety::{Joints, MAX_JOINTS};
+use crate::sight::{Lens, Sight, SightConfig, Snapshot};
 
 /// Why a message was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
@@ -44,11 +50,29 @@ pub enum Refusal {
     /// It was made later than the clock tolerance allows.
     #[error("from the future")]
     FromTheFuture,
+    /// An image in another encoding or of other channels than configured.
+    #[error("wrong encoding")]
+    WrongEncoding,
+    /// An image whose rows are shorter than its pixels.
+    #[error("wrong step")]
+    WrongStep,
+    /// An image with fewer bytes than its size needs.
+    #[error("truncated")]
+    Truncated,
+    /// An image that shows nothing.
+    #[error("black image")]
+    Black,
+    /// A camera that sends the same image again and again.
+    #[error("frozen camera")]
+    Frozen,
+    /// An image of the first camera that other cameras or the state do not match in time.
+    #[error("out of sync")]
+    OutOfSync,
 }
 
 impl Refusal {
     /// All refusals, in the order of their counters.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 15] = [
         Self::Undecodable,
         Self::WrongSize,
         Self::JointMissing,
@@ -58,6 +82,12 @@ impl Refusal {
         Self::OutOfOrder,
         Self::TooOld,
         Self::FromTheFuture,
+        Self::WrongEncoding,
+        Self::WrongStep,
+        Self::Truncated,
+        Self::Black,
+        Self::Frozen,
+        Self::OutOfSync,
     ];
 }
 
@@ -107,6 +137,8 @@ pub struct IntakeConfig {
     pub parts: Vec<Part>,
     /// Per joint.
     pub starts: Vec<Start>,
+    /// The cameras, if there are any; then their images decide when there is something new to look at.
+    pub sight: Option<SightConfig>,
 }
 
 /// What the policy looks at.
@@ -118,6 +150,32 @@ pub struct Window {
     pub time: Time,
     /// `[To, O]`, oldest first.
     pub values: Vec<f32>,
+    /// `[To, cameras]`, oldest first.
+    pub images: Vec<Snapshot>,
+}
+
+/// What was taken in so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Messages taken in, images among them.
+    pub accepted: u64,
+    /// Messages refused, in the order of [`Refusal::ALL`].
+    pub refused: [u64; Refusal::ALL.len()],
+    /// One per camera, in the policy's order.
+    pub cameras: Vec<CameraCounts>,
+}
+
+/// What one camera sent so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CameraCounts {
+    /// The camera's name.
+    pub name: String,
+    /// Images taken in.
+    pub accepted: u64,
+    /// Images refused.
+    pub refused: u64,
+    /// Images that came through shared memory.
+    pub shared: u64,
 }
 
 /// Takes messages in.
@@ -125,13 +183,21 @@ pub struct Intake {
     config: IntakeConfig,
     parts: Vec<PartState>,
     history: VecDeque<(Time, Vec<f32>)>,
+    sight: Option<Sight>,
+    /// When the observation that is looked at was made.
+    seen: Time,
     sequence: u64,
-    accepted: u64,
-    refused: [u64; Refusal::ALL.len()],
+    counts: Counts,
 }
 
 struct PartState {
     values: Vec<f32>,
+    stamps: Stamps,
+}
+
+/// What the messages of one topic said about themselves; the next one must be newer.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stamps {
     time: Option<Time>,
     stamp: Option<Wall>,
     sequence: Option<i64>,
@@ -144,23 +210,28 @@ const OVERSAMPLING: usize = 32;
 impl Window {
     /// Nothing observed yet.
     pub fn none(config: &IntakeConfig) -> Self {
-        Self { sequence: 0, time: Time::default(), values: vec![0.0; config.steps * config.size] }
+        let images = config.sight.as_ref().map_or(0, |sight| sight.steps * sight.lenses.len());
+        Self {
+            sequence: 0,
+            time: Time::default(),
+            values: vec![0.0; config.steps * config.size],
+            images: vec![Snapshot::none(); images],
+        }
     }
 }
 
 impl Intake {
     /// Nothing taken in yet.
     pub fn new(config: IntakeConfig) -> Self {
-        let part = |part: &Part| PartState {
-            values: vec![0.0; part.places.len()],
-            time: None,
-            stamp: None,
-            sequence: None,
-            publisher: None,
-        };
+        let part =
+            |part: &Part| PartState { values: vec![0.0; part.places.len()], stamps: Stamps::default() };
         let parts = config.parts.iter().map(part).collect();
         let history = VecDeque::with_capacity(config.steps * OVERSAMPLING);
-        Self { config, parts, history, sequence: 0, accepted: 0, refused: [0; Refusal::ALL.len()] }
+        let sight = config.sight.clone().map(Sight::new);
+        let camera = |lens: &Lens| CameraCounts { name: lens.name.clone(), ..CameraCounts::default() };
+        let cameras = config.sight.iter().flat_map(|sight| &sight.lenses).map(camera).collect();
+        let counts = Counts { cameras, ..Counts::default() };
+        Self { config, parts, history, sight, seen: Time::default(), sequence: 0, counts }
     }
 
     /// Takes one message of topic `part` in. `true` when it completed an observation.
@@ -177,11 +248,10 @@ impl Intake {
                 for (slot, value) in state.values.iter_mut().zip(values) {
                     *slot = *value as f32;
                 }
-                state.time = Some(time);
-                state.stamp = origin.stamp.or(Some(now.wall));
-                (state.sequence, state.publisher) = (origin.sequence, origin.publisher);
-                self.accepted += 1;
-                Ok(part == 0 && self.complete(now))
+                state.stamps.note(origin, time, now);
+                self.counts.accepted += 1;
+                let completed = part == 0 && self.complete(now);
+                Ok(if self.sight.is_some() { self.match_images(now) } else { completed })
             }
             Err(refusal) => {
                 self.refuse(refusal);
@@ -190,19 +260,54 @@ impl Intake {
         }
     }
 
+    /// Takes one image of camera `camera` in. `true` when it completed an observation.
+    pub fn see(
+        &mut self,
+        camera: usize,
+        origin: &Origin,
+        image: &Image<'_>,
+        now: Reading,
+    ) -> Result<bool, Refusal> {
+        let Some(sight) = &mut self.sight else { return Ok(false) };
+        match sight.accept(camera, origin, image, now) {
+            Ok(left_unmatched) => {
+                self.counts.accepted += 1;
+                self.counts.cameras[camera].accepted += 1;
+                if left_unmatched {
+                    self.refuse(Refusal::OutOfSync);
+                }
+                Ok(self.match_images(now))
+            }
+            Err(refusal) => {
+                self.refuse_image(camera, refusal);
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Counts an image of camera `camera` that could not even be read.
+    pub fn refuse_image(&mut self, camera: usize, refusal: Refusal) {
+        self.refuse(refusal);
+        if let Some(counts) = self.counts.cameras.get_mut(camera) {
+            counts.refused += 1;
+        }
+    }
+
+    /// Counts an image of camera `camera` that came through shared memory.
+    pub fn note_shared(&mut self, camera: usize) {
+        if let Some(counts) = self.counts.cameras.get_mut(camera) {
+            counts.shared += 1;
+        }
+    }
+
     /// Counts a message that could not even be read.
     pub fn refuse(&mut self, refusal: Refusal) {
-        self.refused[Refusal::ALL.iter().position(|r| *r == refusal).unwrap_or(0)] += 1;
+        self.counts.refused[Refusal::ALL.iter().position(|r| *r == refusal).unwrap_or(0)] += 1;
     }
 
-    /// Messages taken in.
-    pub fn accepted(&self) -> u64 {
-        self.accepted
-    }
-
-    /// Messages refused, in the order of [`Refusal::ALL`].
-    pub fn refused(&self) -> &[u64; Refusal::ALL.len()] {
-        &self.refused
+    /// What was taken in and refused so far.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// Writes what the policy looks at now.
@@ -210,6 +315,14 @@ impl Intake {
         let Some((newest, _)) = self.history.back() else { return };
         let size = self.config.size;
         out.sequence = self.sequence;
+        if let Some(sight) = &self.sight {
+            out.time = self.seen;
+            let (images, values) = (&mut out.images, &mut out.values);
+            sight.look(images, |step, time| {
+                values[step * size..][..size].copy_from_slice(self.nearest(time));
+            });
+            return;
+        }
         out.time = *newest;
         for (step, row) in out.values.chunks_mut(size).enumerate() {
             let back = (self.config.steps - 1 - step) as i64 * self.config.period;
@@ -217,9 +330,10 @@ impl Intake {
         }
     }
 
-    /// Where the robot is by the newest observation.
+    /// Where the robot is by the newest numbers, and when the newest observation was made.
     pub fn observed(&self) -> Observed {
         let Some((time, values)) = self.history.back() else { return Observed::NONE };
+        let time = if self.sight.is_some() { &self.seen } else { time };
         let mut measured: Joints = [0.0; MAX_JOINTS];
         for (slot, start) in measured.iter_mut().zip(&self.config.starts) {
             *slot = match *start {
@@ -239,39 +353,28 @@ impl Intake {
         if !values.iter().all(|value| (*value as f32).is_finite()) {
             return Err(Refusal::NonFinite);
         }
-        let stamp = match origin.stamp {
-            Some(stamp) => stamp,
-            None if self.config.parts[part].arrival_is_stamp => now.wall,
-            None => return Err(Refusal::NoStamp),
-        };
-        if origin.publisher == state.publisher
-            && let (Some(new), Some(old)) = (origin.sequence, state.sequence)
-        {
-            if new == old {
-                return Err(Refusal::Duplicate);
-            }
-            if new < old {
-                return Err(Refusal::OutOfOrder);
-            }
+        let c = &self.config;
+        state.stamps.check(origin, c.parts[part].arrival_is_stamp, c.max_age, c.clock_tolerance, now)
+    }
+
+    /// Whether there is something new to look at.
+    fn match_images(&mut self, now: Reading) -> bool {
+        let Some(mut sight) = self.sight.take() else { return false };
+        let state = |time| nearest(&self.history, time, self.config.period).map(|i| self.history[i].0);
+        let completed = sight.complete(state, now.time);
+        self.sight = Some(sight);
+        let Some((time, out_of_sync)) = completed else { return false };
+        if out_of_sync > 0 {
+            self.refuse(Refusal::OutOfSync);
         }
-        let age = now.wall - stamp;
-        if age > self.config.max_age {
-            return Err(Refusal::TooOld);
-        }
-        if age < -self.config.clock_tolerance {
-            return Err(Refusal::FromTheFuture);
-        }
-        let time = now.time_of(stamp);
-        // By stamp and by monotonic time, so that neither a replayed stamp nor a clock step back gets through.
-        if state.stamp.is_some_and(|last| stamp <= last) || state.time.is_some_and(|last| time <= last) {
-            return Err(Refusal::OutOfOrder);
-        }
-        Ok(time)
+        self.seen = time;
+        self.sequence += 1;
+        true
     }
 
     /// Puts the newest parts together, if all are there and fresh.
     fn complete(&mut self, now: Reading) -> bool {
-        let Some(time) = self.parts.iter().map(|part| part.time).min().flatten() else { return false };
+        let Some(time) = self.parts.iter().map(|part| part.stamps.time).min().flatten() else { return false };
         if now.time - time > self.config.max_age || self.history.back().is_some_and(|(last, _)| time <= *last)
         {
             return false;
@@ -285,17 +388,73 @@ impl Intake {
             }
         }
         self.history.push_back((time, row));
-        self.sequence += 1;
+        if self.sight.is_none() {
+            self.sequence += 1;
+        }
         true
     }
 
     fn nearest(&self, wanted: Time) -> &[f32] {
-        let after = self.history.partition_point(|(time, _)| *time <= wanted).min(self.history.len() - 1);
-        let before = after.saturating_sub(1);
-        let back = wanted - self.history[before].0;
-        let near_before = back.abs() <= (self.history[after].0 - wanted).abs();
-        &self.history[if near_before && back <= self.config.period { before } else { after }].1
+        let place = nearest(&self.history, wanted, self.config.period);
+        place.map_or(&[], |place| &self.history[place].1)
     }
+}
+
+impl Stamps {
+    /// When the message was made, if it may be taken: it is newer than the last one, not too old and not from the future.
+    pub fn check(
+        &self,
+        origin: &Origin,
+        arrival_is_stamp: bool,
+        max_age: Nanos,
+        clock_tolerance: Nanos,
+        now: Reading,
+    ) -> Result<Time, Refusal> {
+        let stamp = match origin.stamp {
+            Some(stamp) => stamp,
+            None if arrival_is_stamp => now.wall,
+            None => return Err(Refusal::NoStamp),
+        };
+        if origin.publisher == self.publisher
+            && let (Some(new), Some(old)) = (origin.sequence, self.sequence)
+        {
+            if new == old {
+                return Err(Refusal::Duplicate);
+            }
+            if new < old {
+                return Err(Refusal::OutOfOrder);
+            }
+        }
+        let age = now.wall - stamp;
+        if age > max_age {
+            return Err(Refusal::TooOld);
+        }
+        if age < -clock_tolerance {
+            return Err(Refusal::FromTheFuture);
+        }
+        let time = now.time_of(stamp);
+        // By stamp and by monotonic time, so that neither a replayed stamp nor a clock step back gets through.
+        if self.stamp.is_some_and(|last| stamp <= last) || self.time.is_some_and(|last| time <= last) {
+            return Err(Refusal::OutOfOrder);
+        }
+        Ok(time)
+    }
+
+    /// Remembers a message that was made at `time`.
+    pub fn note(&mut self, origin: &Origin, time: Time, now: Reading) {
+        self.time = Some(time);
+        self.stamp = origin.stamp.or(Some(now.wall));
+        (self.sequence, self.publisher) = (origin.sequence, origin.publisher);
+    }
+}
+
+/// Which element of a history is the nearest to the wanted time; where that lies more than `gap` back, the next newer one.
+pub fn nearest<T>(history: &VecDeque<(Time, T)>, wanted: Time, gap: Nanos) -> Option<usize> {
+    let after = history.partition_point(|(time, _)| *time <= wanted).min(history.len().checked_sub(1)?);
+    let before = after.saturating_sub(1);
+    let back = wanted - history[before].0;
+    let near_before = back.abs() <= (history[after].0 - wanted).abs();
+    Some(if near_before && back <= gap { before } else { after })
 }
 
 #[cfg(test)]

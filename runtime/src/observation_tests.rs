@@ -14,6 +14,7 @@ fn config(steps: usize) -> IntakeConfig {
         clock_tolerance: 5 * MILLISECOND,
         parts: vec![Part { places: vec![1, 0], arrival_is_stamp: false }],
         starts: vec![Start::Measured(0), Start::Fixed(7.0)],
+        sight: None,
     }
 }
 
@@ -39,9 +40,9 @@ fn each_refusal_has_its_name_and_counter() {
     let mut intake = Intake::new(config(1));
     assert_eq!(intake.accept(0, &origin(1, 0), &[1.0, 2.0], at(1)), Ok(true));
     let refuse = |intake: &mut Intake, origin: Origin, values: &[f64], now, why: Refusal| {
-        let before = intake.refused()[Refusal::ALL.iter().position(|r| *r == why).unwrap()];
+        let before = intake.counts().refused[Refusal::ALL.iter().position(|r| *r == why).unwrap()];
         assert_eq!(intake.accept(0, &origin, values, now), Err(why));
-        assert_eq!(intake.refused()[Refusal::ALL.iter().position(|r| *r == why).unwrap()], before + 1);
+        assert_eq!(intake.counts().refused[Refusal::ALL.iter().position(|r| *r == why).unwrap()], before + 1);
     };
     let good = [1.0, 2.0];
     refuse(&mut intake, origin(2, 100), &[1.0], at(101), Refusal::WrongSize);
@@ -54,7 +55,7 @@ fn each_refusal_has_its_name_and_counter() {
     refuse(&mut intake, origin(2, -100), &good, at(101), Refusal::TooOld);
     refuse(&mut intake, origin(2, 107), &good, at(101), Refusal::FromTheFuture);
     refuse(&mut intake, Origin { stamp: None, ..origin(2, 0) }, &good, at(101), Refusal::NoStamp);
-    assert_eq!(intake.accepted(), 1);
+    assert_eq!(intake.counts().accepted, 1);
     assert_eq!(intake.accept(0, &origin(2, 106), &good, at(101)), Ok(true), "within the tolerance");
     let restarted = Origin { publisher: Some([2; 16]), ..origin(1, 200) };
     assert_eq!(intake.accept(0, &restarted, &good, at(201)), Ok(true), "a new publisher starts at 1");

@@ -1,6 +1,7 @@
 //! From observations to chunks: when to predict, and what the prediction becomes.
 
 use refrain_policies::config::PolicyConfig;
+use refrain_policies::vision::Frame;
 
 use crate::chunk::Chunk;
 use crate::clock::{Nanos, Time};
@@ -11,6 +12,7 @@ use crate::ladder::{Ladder, Rung, Rungs, Step};
 use crate::noise;
 use crate::observation::Window;
 use crate::policy::{Known, Prediction};
+use crate::sight::Snapshot;
 
 /// When a chunk is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +41,8 @@ pub struct Planner {
     sequence: u64,
     draws: u64,
     noise: Vec<f32>,
+    /// `[To, F + O]`: what the denoiser is given.
+    condition: Vec<f32>,
     joiner: Joiner,
     known: Known,
     prediction: Prediction,
@@ -90,6 +94,7 @@ impl Planner {
             sequence: 0,
             draws: 0,
             noise: vec![0.0; noise],
+            condition: Vec::new(),
             joiner,
             known,
             prediction: Prediction::default(),
@@ -146,6 +151,22 @@ impl Planner {
         }
     }
 
+    /// What the last prediction of a policy with cameras was made from, `[To, F + O]`; empty otherwise, and if encoding
+    /// failed.
+    pub fn condition(&self) -> &[f32] {
+        if self.policy().cameras.is_empty() { &[] } else { &self.condition }
+    }
+
+    /// Encodes the newest images of a window that is not predicted from, if the next prediction will look at them again.
+    pub fn glance(&mut self, window: &Window) {
+        let cameras = self.policy().cameras.len();
+        if cameras > 0 && self.is_due(window.time + self.action_period, false) {
+            let newest = &window.images[window.images.len().saturating_sub(cameras)..];
+            let frames: Vec<Frame<'_>> = newest.iter().map(frame).collect();
+            self.rungs[0].policy.glance(&frames);
+        }
+    }
+
     /// Predicts a chunk from a window. All predicted actions from the observation on are in it, so that there is
     /// something to coast on. The chunk before is executed until `committed`, when this one is expected to be ready;
     /// `None` if nothing is being executed. `out.ready` is left to the caller.
@@ -155,11 +176,41 @@ impl Planner {
         committed: Option<Time>,
         out: &mut Chunk,
     ) -> Result<(), PlanError> {
-        self.planned = Some(window.time);
+        let frames: Vec<Frame<'_>> = window.images.iter().map(frame).collect();
+        // The ladder's first policy looks for all of them.
+        let looked = self.rungs[0].policy.look(&window.values, &frames, &mut self.condition);
+        self.predict(window.time, looked.map_err(PlanError::from), committed, out)
+    }
+
+    /// The same from a recording: where there are cameras, from what the encoders had made of their images.
+    pub fn plan_again(
+        &mut self,
+        window: &Window,
+        condition: &[f32],
+        committed: Option<Time>,
+        out: &mut Chunk,
+    ) -> Result<(), PlanError> {
+        if self.policy().cameras.is_empty() {
+            return self.plan(window, committed, out);
+        }
+        self.condition.clear();
+        self.condition.extend_from_slice(condition);
+        self.predict(window.time, Ok(()), committed, out)
+    }
+
+    /// Predicts from the condition, if there is one.
+    fn predict(
+        &mut self,
+        time: Time,
+        looked: Result<(), PlanError>,
+        committed: Option<Time>,
+        out: &mut Chunk,
+    ) -> Result<(), PlanError> {
+        self.planned = Some(time);
         if let Replan::Every(span) = self.replan {
             // From due time to due time, unless a whole span was missed.
-            let on_time = committed.is_some() && window.time - self.next < span;
-            self.next = if on_time { self.next } else { window.time } + span;
+            let on_time = committed.is_some() && time - self.next < span;
+            self.next = if on_time { self.next } else { time } + span;
         }
         noise::fill(self.seed, self.episode, self.draws, &mut self.noise);
         self.draws += 1;
@@ -167,13 +218,14 @@ impl Planner {
             self.joiner.forget();
         }
         if self.joiner.inpaints() {
-            self.joiner.known(window.time, self.first, committed.unwrap_or(window.time), &mut self.known);
+            self.joiner.known(time, self.first, committed.unwrap_or(time), &mut self.known);
         }
+        looked?;
         let policy = &mut self.rungs[self.ladder.at()].policy;
         if self.joiner.inpaints() {
             policy.know(&self.known)?;
         }
-        policy.predict(&window.values, &self.noise, &mut self.prediction)?;
+        policy.denoise(&self.condition, &self.noise, &mut self.prediction)?;
         let joints = out.joints;
         let actions = &self.prediction.action_pred[self.first * joints..][..self.steps * joints];
         if !actions.iter().all(|action| action.is_finite()) {
@@ -184,10 +236,14 @@ impl Planner {
             *slot = f64::from(*action);
         }
         out.sequence = self.sequence;
-        out.observation = window.time;
+        out.observation = time;
         out.action_period = self.action_period;
         out.steps = self.steps;
         self.joiner.join(out);
         Ok(())
     }
+}
+
+fn frame(seen: &Snapshot) -> Frame<'_> {
+    Frame { stamp: seen.time.nanos(), image: seen.pixels.image() }
 }

@@ -12,7 +12,7 @@ pub struct Policy {
     engine: Box<dyn Engine>,
     vision: Option<Vision>,
     observation: Vec<f32>,
-    /// `[To, F + O]`; not used by a policy that sees nothing.
+    /// `[To, F + O]`.
     condition: Vec<f32>,
     /// `[T, 1 + A]`, normalised.
     known: Vec<f32>,
@@ -50,9 +50,14 @@ impl Policy {
     pub fn seeing(config: PolicyConfig, engine: Box<dyn Engine>, vision: Option<Vision>) -> Self {
         let steps = config.architecture.n_obs_steps;
         let observation = vec![0.0; steps * config.observation.size()];
-        let condition = vec![0.0; if vision.is_some() { steps * config.condition_size() } else { 0 }];
+        let condition = Vec::with_capacity(steps * config.condition_size());
         let known = vec![0.0; config.architecture.tokens() * (1 + config.action.size())];
         Self { config, engine, vision, observation, condition, known, coverage: None, outside: 0 }
+    }
+
+    /// Sees through these cameras from now on.
+    pub fn see_through(&mut self, vision: Vision) {
+        self.vision = Some(vision);
     }
 
     /// Counts from now on what its schedule was not found with; see [`Policy::outside`].
@@ -142,13 +147,60 @@ impl Policy {
         noise: &[f32],
         out: &mut Prediction,
     ) -> Result<(), EngineError> {
+        let mut condition = std::mem::take(&mut self.condition);
+        let looked = self.look(observation, frames, &mut condition);
+        let done = looked.and_then(|()| self.denoise(&condition, noise, out));
+        self.condition = condition;
+        done
+    }
+
+    /// Encodes the images of one observation step `[cameras]` ahead of time.
+    pub fn glance(&mut self, images: &[Frame<'_>]) {
+        if let Some(vision) = &mut self.vision {
+            vision.glance(images);
+        }
+    }
+
+    /// Writes into `condition` what the denoiser is given `[To, F + O]`: the first half of a prediction. It is left empty
+    /// on an error.
+    pub fn look(
+        &mut self,
+        observation: &[f32],
+        frames: &[Frame<'_>],
+        condition: &mut Vec<f32>,
+    ) -> Result<(), EngineError> {
+        condition.clear();
+        let (expected, got) = (self.observation.len(), observation.len());
+        if got != expected {
+            return Err(EngineError::Size { name: "observation", expected, got });
+        }
         let c = &self.config;
-        if observation.len() != self.observation.len() {
-            return Err(EngineError::Size {
-                name: "observation",
-                expected: self.observation.len(),
-                got: observation.len(),
-            });
+        self.observation.copy_from_slice(observation);
+        c.observation.normalizer.normalize(&mut self.observation);
+        let Some(vision) = &mut self.vision else {
+            condition.extend_from_slice(&self.observation);
+            return Ok(());
+        };
+        condition.resize(c.architecture.n_obs_steps * c.condition_size(), 0.0);
+        let looked = vision.condition(&self.observation, frames, condition);
+        if looked.is_err() {
+            condition.clear();
+        }
+        Ok(looked?)
+    }
+
+    /// Denoises one chunk for what [`Policy::look`] wrote: the second half of a prediction. Allocates nothing when `out`
+    /// was used before.
+    pub fn denoise(
+        &mut self,
+        condition: &[f32],
+        noise: &[f32],
+        out: &mut Prediction,
+    ) -> Result<(), EngineError> {
+        let c = &self.config;
+        let (expected, got) = (c.architecture.n_obs_steps * c.condition_size(), condition.len());
+        if got != expected {
+            return Err(EngineError::Size { name: "condition", expected, got });
         }
         let (tokens, denoised, actions) = (c.architecture.tokens(), c.denoised_size(), c.action.size());
         let noise = noise.get(..self.noise_len()).ok_or(EngineError::Size {
@@ -156,16 +208,7 @@ impl Policy {
             expected: self.noise_len(),
             got: noise.len(),
         })?;
-        self.observation.copy_from_slice(observation);
-        c.observation.normalizer.normalize(&mut self.observation);
         out.trajectory_norm.resize(tokens * denoised, 0.0);
-        let condition = match &mut self.vision {
-            Some(vision) => {
-                vision.condition(&self.observation, frames, &mut self.condition)?;
-                &self.condition
-            }
-            None => &self.observation,
-        };
         let outside = self.coverage.as_ref().is_some_and(|coverage| coverage.outside(condition) > 0);
         self.outside += u64::from(outside);
         self.engine.infer(condition, noise, &mut out.trajectory_norm)?;

@@ -8,6 +8,8 @@
 //! | `plan` | `refrain/Plan` | step of the ladder |
 //! | `shadow` | `refrain/Shadow` | command of whoever is in charge, in shadow mode |
 //!
+//! Images are not recorded: what the encoders made of them is, as a part of `inference`, and prediction starts from there.
+//!
 //! Messages are ROS 2 CDR, schemas `ros2msg`; times are nanoseconds of the monotonic clock, and a message's log time is
 //! that plus the wall clock's offset at the start. The metadata record `refrain` holds the robot's configuration.
 //!

@@ -4,7 +4,7 @@
 //! both are compared with the recording byte by byte. Spans of time are taken from the recording. On the CPU engine the
 //! same package and plan give the same bytes; a GPU's predictions differ in the last bits, and how far is told.
 //!
-//! Not here: observations before they were put together, and how messages travelled.
+//! Not here: observations before they were put together, images before they were encoded, and how messages travelled.
 
 use std::collections::BTreeMap;
 
@@ -119,7 +119,8 @@ fn predict(planner: &mut Planner, chunk: &mut Chunk, was: &Inference, out: &mut 
     let (window, committed) = (was.as_window(), was.as_committed());
     let before =
         Inference { span: was.span, ..Inference::from_window(&window, committed, planner.rung_index()) };
-    let planned = planner.plan(&window, committed, chunk);
+    let planned = planner.plan_again(&window, &was.condition, committed, chunk);
+    let before = before.with_condition(planner.condition());
     planner.note(was.span);
     if planned.is_err() {
         return before;

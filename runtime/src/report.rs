@@ -2,7 +2,7 @@
 
 use crate::control::{Counts, Mode};
 use crate::events::{Spans, Summary, TickStats};
-use crate::observation::Refusal;
+use crate::observation::{self, CameraCounts, Refusal};
 use crate::safety::GateCounts;
 use crate::shadow::Differences;
 
@@ -49,6 +49,8 @@ pub struct Report {
     pub observations: u64,
     /// Observation messages refused, in the order of [`Refusal::ALL`].
     pub refused: [u64; Refusal::ALL.len()],
+    /// What each camera sent, in the policy's order.
+    pub cameras: Vec<CameraCounts>,
     /// Commands sent.
     pub commands: u64,
     /// Commands that could not be sent.
@@ -104,8 +106,8 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// All in one; `observations` are the messages taken in and refused.
-    pub fn report(&self, observations: (u64, [u64; Refusal::ALL.len()])) -> Report {
+    /// All in one with the messages taken in and refused.
+    pub fn report(&self, observations: observation::Counts) -> Report {
         Report {
             counts: self.control.counts,
             gate: self.control.gate,
@@ -125,8 +127,9 @@ impl Tally {
             rung: self.rung,
             steps_down: self.steps_down,
             steps_up: self.steps_up,
-            observations: observations.0,
-            refused: observations.1,
+            observations: observations.accepted,
+            refused: observations.refused,
+            cameras: observations.cameras,
             commands: self.commands.0,
             commands_failed: self.commands.1,
             commands_superseded: self.control.superseded,

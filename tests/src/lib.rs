@@ -3,6 +3,7 @@
 //!
 //! Nothing here is fast, and nothing here is used outside tests.
 
+pub mod cameras;
 pub mod compare;
 pub mod counting;
 pub mod engines;

@@ -239,7 +239,7 @@ pub(super) fn start(out: &mut Vec<u8>) -> Writer<'_> {
 }
 
 /// `std_msgs/Header` with an empty frame.
-fn write_header(writer: &mut Writer<'_>, stamp: Wall) {
+pub(super) fn write_header(writer: &mut Writer<'_>, stamp: Wall) {
     write_time(writer, stamp.nanos());
     writer.write_string("");
 }
@@ -263,7 +263,7 @@ pub(super) fn open(bytes: &[u8]) -> Result<Reader<'_>, Refusal> {
 }
 
 /// `std_msgs/Header`: its stamp; 0 is none.
-fn read_header(reader: &mut Reader<'_>) -> Result<Option<Wall>, Refusal> {
+pub(super) fn read_header(reader: &mut Reader<'_>) -> Result<Option<Wall>, Refusal> {
     let seconds = reader.read_i32().map_err(undecodable)?;
     let nanos = reader.read_u32().map_err(undecodable)?;
     reader.read_str().map_err(undecodable)?;

@@ -113,11 +113,15 @@ fn statuses(name: &str, mode: Mode, report: &Report, before: &Report) -> Vec<Sta
     };
     let refused = report.refused.iter().sum::<u64>() - before.refused.iter().sum::<u64>();
     let taken = report.observations - before.observations;
-    let observations = match (taken, refused) {
-        (0, _) => (Level::Error, "no observation taken".into()),
-        (_, 0) => (Level::Ok, "observing".into()),
-        (_, refused) => (Level::Warn, format!("{refused} messages refused")),
+    let silent = report.cameras.iter().zip(&before.cameras).find(|(is, was)| is.accepted == was.accepted);
+    let observations = match (taken, refused, silent) {
+        (0, _, _) => (Level::Error, "no observation taken".into()),
+        (_, _, Some((camera, _))) => (Level::Error, format!("no image taken from {}", camera.name)),
+        (_, 0, _) => (Level::Ok, "observing".into()),
+        (_, refused, _) => (Level::Warn, format!("{refused} messages refused")),
     };
+    let images =
+        report.cameras.iter().map(|camera| number(&format!("images of {}", camera.name), camera.accepted));
     let refusals =
         Refusal::ALL.iter().zip(report.refused).map(|(why, count)| number(&why.to_string(), count));
     vec![
@@ -152,7 +156,7 @@ fn statuses(name: &str, mode: Mode, report: &Report, before: &Report) -> Vec<Sta
         status(
             "observations",
             observations,
-            [number("taken", report.observations)].into_iter().chain(refusals).collect(),
+            [number("taken", report.observations)].into_iter().chain(images).chain(refusals).collect(),
         ),
     ]
 }
@@ -169,6 +173,7 @@ fn times(name: &str, summary: Summary) -> [(String, String); 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observation::CameraCounts;
 
     fn levels(mode: Mode, report: &Report, before: &Report) -> Vec<(Level, String)> {
         statuses("arm", mode, report, before).into_iter().map(|s| (s.level, s.message)).collect()
@@ -193,6 +198,11 @@ mod tests {
         );
         let unlike = Report { inference_outside: 3, ..good.clone() };
         assert_eq!(levels(Mode::Running, &unlike, &before)[1].0, Level::Warn);
+        let camera =
+            |accepted| vec![CameraCounts { name: "wrist".into(), accepted, ..CameraCounts::default() }];
+        let (blind, saw) = (Report { cameras: camera(9), ..good }, Report { cameras: camera(9), ..before });
+        let said = levels(Mode::Running, &blind, &saw);
+        assert_eq!(said[2], (Level::Error, "no image taken from wrist".to_owned()));
         let said = levels(Mode::Stopped, &bad, &bad);
         assert_eq!(said[0], (Level::Error, "stopped".to_owned()));
         assert_eq!(said[1], (Level::Ok, "predicting".to_owned()), "it is over");

@@ -7,9 +7,11 @@
 //! before a session is dropped.
 
 pub mod attachment;
+pub mod camera;
 pub mod cdr;
 mod claim;
 pub mod health;
+pub mod image;
 pub mod interface;
 mod latched;
 pub mod names;

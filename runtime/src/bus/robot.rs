@@ -3,7 +3,10 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use refrain_policies::preprocess::Image;
+
 use super::attachment::Validity;
+use super::camera::CameraReader;
 use super::interface::{self, Interface};
 use super::names::Qos;
 use super::service::Answer;
@@ -16,7 +19,7 @@ use crate::clock::{Nanos, Reading, Wall};
 use crate::config::fields::Stamped;
 use crate::config::{CommandWriting, MessageReading, Robot};
 use crate::control::{Command, Mode};
-use crate::observation::{Intake, Origin, Refusal};
+use crate::observation::{Counts, Intake, Origin, Refusal};
 use crate::record;
 use crate::trajectory::{Due, Lookahead, Next};
 
@@ -175,6 +178,34 @@ impl Inlet {
                 },
             )?);
         }
+        let lenses = robot.intake.sight.iter().flat_map(|sight| &sight.lenses);
+        for (camera, (topic, lens)) in robot.cameras.iter().zip(lenses).enumerate() {
+            let shared = Arc::clone(&shared);
+            // Decoding holds up nobody but this camera.
+            let reader = Mutex::new((CameraReader::new(topic.kind, lens.size, lens.channels), None));
+            let name = lens.name.clone();
+            subscriptions.push(bus.subscribe(
+                &topic.topic,
+                topic.kind.interface(),
+                Qos::SENSOR,
+                move |message| {
+                    let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+                    let (reader, was) = &mut *reader;
+                    let image = reader.read(message);
+                    let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                    let refusal = shared.see(camera, message, image, clock).err();
+                    match refusal {
+                        // Once, not thirty times a second.
+                        Some(refusal) if Some(refusal) != *was => {
+                            tracing::warn!(camera = %name, "images are refused: {refusal}")
+                        }
+                        None if was.is_some() => tracing::warn!(camera = %name, "images are taken again"),
+                        _ => {}
+                    }
+                    *was = refusal;
+                },
+            )?);
+        }
         let mut services = parameters::serve(bus, robot)?;
         for (topic, ask, answer) in [
             (&robot.stop_topic, Signals::stop as fn(&Signals), "stop latched"),
@@ -202,17 +233,17 @@ impl Inlet {
         Ok(Self { shared, _subscriptions: subscriptions, _services: services })
     }
 
-    /// Messages taken in, and messages refused in the order of [`Refusal::ALL`].
-    pub fn counts(&self) -> (u64, [u64; Refusal::ALL.len()]) {
+    /// Messages taken in and refused.
+    pub fn counts(&self) -> Counts {
         self.counter()()
     }
 
     /// The same, for another thread.
-    pub fn counter(&self) -> impl Fn() -> (u64, [u64; Refusal::ALL.len()]) + Send + use<> {
+    pub fn counter(&self) -> impl Fn() -> Counts + Send + use<> {
         let shared = Arc::clone(&self.shared);
         move || {
             let shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
-            (shared.intake.accepted(), *shared.intake.refused())
+            shared.intake.counts().clone()
         }
     }
 }
@@ -234,6 +265,23 @@ impl Shared {
             stamp: header_stamp.or(attachment.map(|a| a.source)),
         };
         if self.intake.accept(part, &origin, &self.numbers, clock(origin.stamp))? {
+            (self.on_observation)(&self.intake);
+        }
+        Ok(())
+    }
+
+    fn see(
+        &mut self,
+        camera: usize,
+        message: &Message<'_>,
+        image: Result<(Origin, Image<'_>), Refusal>,
+        clock: fn(Option<Wall>) -> Reading,
+    ) -> Result<(), Refusal> {
+        if message.shared {
+            self.intake.note_shared(camera);
+        }
+        let (origin, image) = image.inspect_err(|refusal| self.intake.refuse_image(camera, *refusal))?;
+        if self.intake.see(camera, &origin, &image, clock(origin.stamp))? {
             (self.on_observation)(&self.intake);
         }
         Ok(())

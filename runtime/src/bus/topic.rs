@@ -4,8 +4,10 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use zenoh::Wait;
+use zenoh::bytes::ZBytes;
 use zenoh::qos::{CongestionControl, Priority};
 use zenoh::sample::Sample;
+use zenoh::time::Timestamp;
 
 use super::attachment::{Attachment, Validity};
 use super::interface::Interface;
@@ -21,6 +23,8 @@ pub enum Traffic {
     Control,
     /// What a person reads: background priority.
     Telemetry,
+    /// Camera images: background priority.
+    Images,
     /// The same, and who comes late gets the last message.
     Latched,
 }
@@ -31,6 +35,8 @@ pub struct Message<'a> {
     pub payload: Cow<'a, [u8]>,
     /// What came with it; `None` too when it is not of the known layout.
     pub attachment: Option<Attachment>,
+    /// Whether the payload lies in memory that is shared with its sender.
+    pub shared: bool,
 }
 
 /// Sends on one topic.
@@ -59,6 +65,7 @@ impl Traffic {
         match self {
             Self::Control => Qos::NEWEST,
             Self::Telemetry => Qos::DEFAULT,
+            Self::Images => Qos::SENSOR,
             Self::Latched => Qos::LATCHED,
         }
     }
@@ -122,6 +129,7 @@ fn hand_on(sample: &Sample, on_message: &impl Fn(&Message<'_>)) {
     on_message(&Message {
         payload: sample.payload().to_bytes(),
         attachment: attachment.and_then(|bytes| Attachment::from_bytes(&bytes)),
+        shared: sample.payload().as_shm().is_some(),
     });
 }
 
@@ -136,6 +144,11 @@ impl Publisher {
     /// Sends one message with this attachment.
     pub fn put_with(&self, payload: &[u8], attachment: &Attachment) -> Result<(), BusError> {
         self.hand_over(payload, Some(attachment.to_bytes()))
+    }
+
+    /// Sends one message that lies in a buffer of zenoh's; not for latched topics.
+    pub(super) fn put_buffer(&self, payload: ZBytes, attachment: &Attachment) -> Result<(), BusError> {
+        self.send(payload, Some(attachment.to_bytes()), self.session.new_timestamp())
     }
 
     /// Sends one message without attachment, as bridges do.
@@ -167,7 +180,11 @@ impl Publisher {
         if let Some(memory) = &self.memory {
             memory.keep(payload, attachment.clone(), time);
         }
-        let put = self.publisher.put(payload.to_vec()).attachment(attachment).timestamp(time).wait();
+        self.send(payload.to_vec().into(), attachment, time)
+    }
+
+    fn send(&self, payload: ZBytes, attachment: Option<Vec<u8>>, time: Timestamp) -> Result<(), BusError> {
+        let put = self.publisher.put(payload).attachment(attachment).timestamp(time).wait();
         put.map_err(|error| BusError::Put { key: self.announced.key.clone(), reason: error.to_string() })
     }
 }

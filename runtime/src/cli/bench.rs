@@ -100,7 +100,7 @@ impl Args {
             let selected = Selected::new(&policy, Arc::clone(&package), sampler, name)?;
             rows.push(self.time(&selected, &weights)?);
         }
-        progress.show(format_args!("timing what comes before"));
+        progress.show(format_args!("timing what comes before and after"));
         let stages = stages::time(&package, self.chunks)?;
         drop(progress);
         let (engine, rows): (Vec<String>, Vec<Row>) = rows.into_iter().unzip();

@@ -26,6 +26,8 @@ mod seams;
 mod search;
 mod selection;
 #[cfg(feature = "pusht")]
+mod sight;
+#[cfg(feature = "pusht")]
 mod soak;
 mod stages;
 mod statistics;
@@ -102,6 +104,9 @@ enum Bench {
     /// Jump, jerk and score where one chunk follows another, per way of joining and added inference delay.
     #[cfg(feature = "pusht")]
     Seams(seams::Args),
+    /// From an image published to the first action that it led to, over zenoh.
+    #[cfg(feature = "pusht")]
+    Sight(sight::Args),
     /// How late the control loop wakes, beside cyclictest.
     #[cfg(feature = "pusht")]
     Loop(jitter::Args),
@@ -112,6 +117,8 @@ impl Benches {
         match self.other {
             #[cfg(feature = "pusht")]
             Some(Bench::Seams(args)) => args.run(),
+            #[cfg(feature = "pusht")]
+            Some(Bench::Sight(args)) => args.run(),
             #[cfg(feature = "pusht")]
             Some(Bench::Loop(args)) => args.run(),
             None => self.policy.run(),

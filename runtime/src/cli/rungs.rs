@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use refrain_policies::package::Package;
 use refrain_policies::schedule_file::ScheduleFile;
+use refrain_policies::vision::Vision;
 
 use super::say;
 use super::selection::{EngineArgs, FULL, SamplerArgs, Selected};
@@ -58,6 +59,13 @@ pub(super) fn prepare(
         let timing = if names.len() > 1 { ladder::time(&mut policy)? } else { Timing::default() };
         rungs.push(Rung { name: name.clone(), policy, timing });
     }
+    let mut vision = Vision::new(package)?;
+    if let (Some(vision), true) = (&mut vision, names.len() > 1) {
+        let sight = ladder::time_sight(vision, &package.config)?;
+        for Rung { timing, .. } in &mut rungs {
+            *timing = Timing { p50: timing.p50 + sight.p50, p99: timing.p99 + sight.p99 };
+        }
+    }
     if auto {
         let timings: Vec<Timing> = rungs.iter().map(|rung| rung.timing).collect();
         let chosen = ladder::fit(&timings, robot.budget);
@@ -81,6 +89,10 @@ pub(super) fn prepare(
         fastest = fastest.min(rung.timing.p50);
         keep
     });
+    // The first one looks for all of them.
+    if let (Some(vision), Some(first)) = (vision, rungs.first_mut()) {
+        first.policy.see_through(vision);
+    }
     if rungs.len() > 1 {
         let names: Vec<&str> = rungs.iter().map(|rung| rung.name.as_str()).collect();
         say!("ladder: {}", names.join(", "));

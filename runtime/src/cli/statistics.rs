@@ -58,6 +58,15 @@ pub(super) fn timing(report: &Report, real_time: bool) {
             each.collect::<Vec<_>>().join(", ")
         );
     }
+    for camera in &report.cameras {
+        say!(
+            "images of {:<10} {} taken, {} through shared memory, {} refused",
+            camera.name,
+            camera.accepted,
+            camera.shared,
+            camera.refused
+        );
+    }
     for (refusal, count) in observation::Refusal::ALL.iter().zip(report.refused).filter(|(_, n)| *n > 0) {
         say!("observations refused as {refusal:?}: {count}");
     }

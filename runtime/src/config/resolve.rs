@@ -28,6 +28,7 @@ impl RobotConfig {
         let command = self.action.command(policy, &mut found);
         let rotations = self.action.rotations(policy, &mut found);
         let workspace = self.action.workspace(policy, &mut found);
+        let (cameras, sight) = self.cameras(policy, &mut found);
         if !found.is_empty() {
             return Err(ConfigError::Problems(found));
         }
@@ -86,8 +87,10 @@ impl RobotConfig {
                 clock_tolerance: from_millis(self.observation.clock_tolerance_ms),
                 parts,
                 starts,
+                sight,
             },
             topics,
+            cameras,
             joints: policy.action.names.iter().map(|n| joint(n).unwrap_or(n.clone())).collect(),
             command_topic: self.action.command_topic.clone(),
             command,
@@ -115,14 +118,6 @@ impl RobotConfig {
                 found.push(problem);
             }
         };
-        let cameras: Vec<&str> = policy.cameras.iter().map(|camera| &camera.name[..]).collect();
-        expect(
-            cameras.is_empty(),
-            format!(
-                "policy: it sees through {}, and images do not come over the bus yet; use refrain eval or infer",
-                cameras.join(", ")
-            ),
-        );
         // From a microsecond on: less is 0 in nanoseconds, or no time to do anything in.
         let a_span = |millis: f64| (0.001..=1e9).contains(&millis);
         expect(self.format == FORMAT, format!("format: expected {FORMAT}, got {}", self.format));
@@ -215,7 +210,9 @@ impl RobotConfig {
         expect(domain <= 232, format!("bus.domain: expected 0 to 232, got {domain}"));
         let mut seen: Vec<&str> = Vec::new();
         let topics = self.observation.topics.iter().map(|t| ("observation.topics", Some(&t.topic)));
-        for (key, topic) in topics.chain([
+        let images = self.vision.iter().flat_map(|vision| &vision.cameras);
+        let images = images.map(|camera| ("vision.cameras", Some(&camera.topic)));
+        for (key, topic) in topics.chain(images).chain([
             ("action.command_topic", self.action.command_topic.as_ref()),
             ("action.trajectory_topic", self.action.trajectory_topic.as_ref()),
             ("bus.stop_topic", self.bus.stop_topic.as_ref()),

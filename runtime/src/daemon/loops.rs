@@ -10,7 +10,7 @@ use crate::control::{Command, Mode};
 use crate::events::Drain;
 use crate::ladder::Step;
 use crate::mailbox::{Receiver, Sender};
-use crate::observation::{Refusal, Window};
+use crate::observation::{Counts, Window};
 use crate::planner::{PlanError, Planner};
 use crate::record::{self, Basin, Inference, Log, Message, Plan, Tap};
 use crate::report::{ControlTally, Tally};
@@ -43,6 +43,7 @@ pub(super) fn infer(
         let mode = signals.mode();
         let urgent = matches!(mode, Mode::Warmup | Mode::Holding);
         if !planner.is_due(window.time, urgent) {
+            planner.glance(window);
             continue;
         }
         let start = clock::now();
@@ -58,7 +59,8 @@ pub(super) fn infer(
         }
         tap.put(|| {
             let inference =
-                Inference { span: end - start, ..Inference::from_window(window, committed, from) };
+                Inference { span: end - start, ..Inference::from_window(window, committed, from) }
+                    .with_condition(planner.condition());
             Message::Inference(if planned.is_ok() { inference.with_chunk(&chunk) } else { inference })
         });
         let step = planner.note(end - start);
@@ -167,7 +169,7 @@ pub(super) fn drain(
 /// The health thread: tells mode and health until the end, and the last mode then.
 pub(super) fn health(
     mut health: Health,
-    observations: impl Fn() -> (u64, [u64; Refusal::ALL.len()]),
+    observations: impl Fn() -> Counts,
     signals: &Signals,
     tally: &Mutex<Tally>,
 ) {

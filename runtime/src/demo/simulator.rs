@@ -6,12 +6,16 @@ use refrain_pusht::{Episode, PushT, RATE_HZ};
 
 use super::{DemoError, DemoOptions, Progress};
 use crate::bus::attachment::Attachment;
+use crate::bus::camera::ImagePublisher;
+use crate::bus::image;
 use crate::bus::interface::FLOAT64_MULTI_ARRAY;
 use crate::bus::names::Qos;
 use crate::bus::robot::Signals;
 use crate::bus::{Bus, BusError, BusSection, Message, Publisher, Subscription, Traffic, cdr};
 use crate::clock::{self, Duration, Nanos, Ticker, Time, Wall};
 use crate::config::Robot;
+use crate::config::vision::ImageKind;
+use crate::scene::Scene;
 use crate::threads;
 
 /// How long it waits for a command before it gives up.
@@ -34,6 +38,8 @@ pub struct RobotCounts {
 pub(super) struct Simulator {
     bus: Bus,
     observations: Publisher,
+    camera: Option<(ImageKind, ImagePublisher)>,
+    scene: Scene,
     _commands: Subscription,
     inbox: Arc<Inbox>,
     plane: PushT,
@@ -64,9 +70,19 @@ struct Command {
     target: [f64; 2],
 }
 
+/// Bytes that a message with an RGB image of `side` x `side` pixels has at most.
+fn largest(side: usize) -> usize {
+    4 * side * side + 4096
+}
+
 impl Simulator {
     /// Connects to the policy's side and waits until it listens to observations.
-    pub(super) fn open(robot: &Robot, endpoint: &str, options: &DemoOptions) -> Result<Self, DemoError> {
+    pub(super) fn open(
+        robot: &Robot,
+        endpoint: &str,
+        scene: Scene,
+        options: &DemoOptions,
+    ) -> Result<Self, DemoError> {
         let section = BusSection { connect: vec![endpoint.to_owned()], ..BusSection::default() };
         let bus = Bus::open(&section)?;
         let inbox = Arc::new(Inbox::default());
@@ -75,8 +91,15 @@ impl Simulator {
         let subscription = bus
             .subscribe(commands, &FLOAT64_MULTI_ARRAY, Qos::NEWEST, move |message| receiver.take(message))?;
         let observations = bus.publisher(&robot.topics[0].topic, &FLOAT64_MULTI_ARRAY, Traffic::Control)?;
+        let camera = match (robot.cameras.first(), scene) {
+            (Some(topic), Scene::Camera(side)) => {
+                let publisher = ImagePublisher::open(&bus, &topic.topic, topic.kind, largest(side))?;
+                Some((topic.kind, publisher))
+            }
+            _ => None,
+        };
         let deadline = clock::now() + PATIENCE;
-        while !observations.is_matched() {
+        while !(observations.is_matched() && camera.as_ref().is_none_or(|(_, camera)| camera.is_matched())) {
             if clock::now() > deadline {
                 return Err(DemoError::NoCommand { seconds: PATIENCE / clock::SECOND });
             }
@@ -86,6 +109,8 @@ impl Simulator {
         Ok(Self {
             bus,
             observations,
+            camera,
+            scene,
             _commands: subscription,
             inbox,
             episode: Episode::start(&plane),
@@ -156,9 +181,21 @@ impl Simulator {
         Ok((self.episode, counts))
     }
 
-    fn observe(&mut self, now: Wall) -> Result<(), BusError> {
-        cdr::write_array(&mut self.payload, &self.plane.observation().map(f64::from));
-        self.observations.put(&self.payload, now, None)
+    fn observe(&mut self, now: Wall) -> Result<(), DemoError> {
+        let numbers: Vec<f64> = self.scene.numbers(&self.plane).into_iter().map(f64::from).collect();
+        cdr::write_array(&mut self.payload, &numbers);
+        self.observations.put(&self.payload, now, None)?;
+        if let (Some((kind, camera)), Some(pixels)) = (&mut self.camera, self.scene.pixels(&self.plane)) {
+            let image = self.scene.image(&pixels);
+            match kind {
+                ImageKind::Image => image::write_image(&mut self.payload, now, &image),
+                ImageKind::CompressedImage => {
+                    image::write_compressed_image(&mut self.payload, now, "png", &image::png(&image)?);
+                }
+            }
+            camera.put(&self.payload, now)?;
+        }
+        Ok(())
     }
 
     /// Moves the plane on; `true` when the goal is reached.

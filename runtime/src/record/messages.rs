@@ -52,6 +52,8 @@ pub struct Inference {
     pub joints: u32,
     /// The window, `[To, O]`.
     pub observations: Vec<f32>,
+    /// For a policy with cameras, what the denoiser was given, `[To, F + O]`; empty otherwise, and if encoding failed.
+    pub condition: Vec<f32>,
     /// `[steps, joints]`.
     pub actions: Vec<f64>,
 }
@@ -155,7 +157,7 @@ impl Message {
             "refrain/msg/Inference",
             "uint64 window\nint64 time\nbool executing\nint64 committed\nint64 span\nuint32 rung\nbool done\n\
              uint64 chunk\nint64 ready\nint64 action_period\nuint32 joints\nfloat32[] observations\n\
-             float64[] actions\n",
+             float32[] condition\nfloat64[] actions\n",
         ],
         [
             "tick",
@@ -257,6 +259,11 @@ impl Inference {
         }
     }
 
+    /// What the denoiser was given.
+    pub fn with_condition(self, condition: &[f32]) -> Self {
+        Self { condition: condition.to_vec(), ..self }
+    }
+
     /// The chunk that came of it.
     pub fn with_chunk(self, chunk: &Chunk) -> Self {
         Self {
@@ -286,10 +293,10 @@ impl Inference {
         })
     }
 
-    /// The window that it was made from.
+    /// The window that it was made from; images are not recorded.
     pub fn as_window(&self) -> Window {
         let time = Time::from_nanos(self.time);
-        Window { sequence: self.window, time, values: self.observations.clone() }
+        Window { sequence: self.window, time, values: self.observations.clone(), images: Vec::new() }
     }
 
     /// Until when the chunk before it was executed.
