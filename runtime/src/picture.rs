@@ -116,6 +116,11 @@ struct Panel {
 const WIDTH: f64 = 900.0;
 const SIDES: (f64, f64) = (70.0, 190.0);
 const PANEL: f64 = 330.0;
+/// Scores this far below the best stand at the edge.
+const FAR: f64 = 0.12;
+/// Width of a letter and height of a line of a label.
+const LETTER: f64 = 6.2;
+const LINE: f64 = 11.5;
 const GRID: &str = "#e4e4e4";
 const EDGE: &str = "#c05020";
 
@@ -184,32 +189,34 @@ impl Panel {
             "<polyline points='{}' fill='none' stroke='{EDGE}' stroke-dasharray='5 4'/>",
             line.trim_end()
         );
-        // Labels that would lie on each other move down.
-        let mut labels: Vec<(f64, f64)> = Vec::new();
+        // Labels that would lie on each other move up or down; what lies beyond the panel stands at its edge with its value.
+        let mut labels: Vec<(f64, f64, f64)> = Vec::new();
         for point in order {
             let (y, spread) = value(point);
-            let ((px, py), (_, low), (_, high)) = (
-                self.at(point.milliseconds, y),
-                self.at(point.milliseconds, y - spread),
-                self.at(point.milliseconds, y + spread),
-            );
+            let inside = (self.y.0..=self.y.1).contains(&y);
+            let name = if inside { point.name.clone() } else { format!("{} ({y:.3})", point.name) };
+            let at = |y: f64| self.at(point.milliseconds, y.clamp(self.y.0, self.y.1));
+            let ((px, py), (_, low), (_, high)) = (at(y), at(y - spread), at(y + spread));
             let fill = if point.rival { "white" } else { UPDATE };
-            let mut label = py + 4.0;
-            while labels.iter().any(|(x, y)| (x - px).abs() < 150.0 && (y - label).abs() < 11.0) {
-                label += 3.0;
-            }
-            labels.push((px, label));
+            let (left, right) = (px + 8.0, px + 8.0 + LETTER * name.chars().count() as f64);
+            let free = |y: f64| {
+                labels.iter().all(|(l, r, other)| right < *l || *r < left || (other - y).abs() >= LINE)
+            };
+            let shifts =
+                (0..40).map(|i| f64::from(i / 2 + i % 2) * LINE * if i % 2 == 1 { -1.0 } else { 1.0 });
+            let label = shifts.map(|shift| py + 4.0 + shift).find(|y| free(*y)).unwrap_or(py + 4.0);
+            labels.push((left, right, label));
             let _ = writeln!(
                 svg,
-                "<line x1='{px:.1}' x2='{px:.1}' y1='{low:.1}' y2='{high:.1}' stroke='{UPDATE}'/><circle cx='{px:.1}' cy='{py:.1}' r='4.5' fill='{fill}' stroke='{UPDATE}' stroke-width='1.5'/><text x='{:.1}' y='{label:.1}' font-size='11'>{}</text>",
-                px + 8.0,
-                escape(&point.name)
+                "<line x1='{px:.1}' x2='{px:.1}' y1='{low:.1}' y2='{high:.1}' stroke='{UPDATE}'/><circle cx='{px:.1}' cy='{py:.1}' r='4.5' fill='{fill}' stroke='{UPDATE}' stroke-width='1.5'/><text x='{left:.1}' y='{label:.1}' font-size='11'>{}</text>",
+                escape(&name)
             );
         }
     }
 }
 
 /// Action error above, score with its standard error below, both against latency (logarithmic).
+/// `points` is not empty.
 pub fn front(points: &[Point], title: &str) -> String {
     let fold =
         |f: fn(f64, f64) -> f64, start: f64, of: &dyn Fn(&Point) -> f64| points.iter().map(of).fold(start, f);
@@ -217,10 +224,14 @@ pub fn front(points: &[Point], title: &str) -> String {
         fold(f64::min, f64::INFINITY, &|p| p.milliseconds) * 0.8,
         fold(f64::max, 0.0, &|p| p.milliseconds) * 1.25,
     );
-    let error = Panel { top: 50.0, x, y: (0.0, fold(f64::max, 1e-3, &|p| p.error) * 1.08) };
-    let low = fold(f64::min, 1.0, &|p| p.score.0 - p.score.1) - 0.02;
-    let high = fold(f64::max, 0.0, &|p| p.score.0 + p.score.1) + 0.01;
-    let score = Panel { top: 50.0 + PANEL + 60.0, x, y: (low.max(0.0), high.min(1.0)) };
+    // A few that are far off do not press the others together.
+    let best = fold(f64::max, 0.0, &|p| p.score.0 + p.score.1) + 0.01;
+    let worst = fold(f64::min, 1.0, &|p| p.score.0 - p.score.1) - 0.01;
+    let mut errors: Vec<f64> = points.iter().map(|p| p.error).collect();
+    errors.sort_by(f64::total_cmp);
+    let most = errors.last().copied().unwrap_or(0.0).min(2.5 * errors[errors.len() / 2]).max(1e-3);
+    let error = Panel { top: 50.0, x, y: (0.0, most * 1.08) };
+    let score = Panel { top: 50.0 + PANEL + 60.0, x, y: (worst.max(best - FAR), best.min(1.0)) };
     let height = score.top + PANEL + 50.0;
     let mut svg = format!(
         "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {height}' width='{WIDTH}' height='{height}' \

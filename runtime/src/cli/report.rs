@@ -269,7 +269,8 @@ impl Args {
     fn record(&self, rows: &[Row]) -> Outcome {
         for row in rows {
             let Ok(mut file) = ScheduleFile::load(&self.policy, &row.name) else { continue };
-            file.report = page::table(row, &rows[0], self.seed);
+            // What its search measured stays.
+            file.report.extend(page::table(row, &rows[0], self.seed));
             file.save(&self.policy, &row.name)?;
         }
         Ok(())

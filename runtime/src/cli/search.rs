@@ -12,12 +12,14 @@ use refrain_policies::sampler::{SamplerConfig, SamplerKind};
 use refrain_policies::schedule::{self, Schedule};
 use refrain_policies::schedule_file::{Method, ScheduleFile};
 
+#[cfg(feature = "pusht")]
+use super::evaluate;
 use super::progress::Progress;
 use super::recorded::Recorded;
+#[cfg(feature = "pusht")]
+use super::selection::Selected;
 use super::selection::{EngineArgs, load};
 use super::{Outcome, say};
-#[cfg(feature = "pusht")]
-use super::{evaluate, selection::Selected};
 use crate::clock;
 use crate::engine::cpu::CpuWeights;
 #[cfg(feature = "pusht")]
