@@ -62,6 +62,9 @@ type Kept = BTreeMap<String, BTreeMap<u64, Scored>>;
 #[derive(Clone, Copy, Serialize, Deserialize)]
 struct Scored(f64, bool, u64, u64);
 
+/// Executed actions over all observations, and how long a prediction took.
+type Predicted = (Vec<f32>, Latency);
+
 /// One line of the page.
 struct Row {
     name: String,
@@ -218,7 +221,7 @@ impl Args {
         &self,
         variants: &[Selected],
         observations: &[Vec<f32>],
-    ) -> Result<Vec<(Vec<f32>, Latency)>, Box<dyn std::error::Error>> {
+    ) -> Result<Vec<Predicted>, Box<dyn std::error::Error>> {
         let mut running = Vec::new();
         for variant in variants {
             let plan = variant.plan()?;
