@@ -7,6 +7,7 @@ pub mod adaptive_caching;
 pub mod calibration;
 pub mod camera;
 pub mod config;
+pub mod correction;
 pub mod coverage;
 pub mod encoder;
 pub mod forecast;

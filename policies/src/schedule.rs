@@ -5,6 +5,7 @@
 //! adaptive caching scheduler, or any table of a published method.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::config::Architecture;
 
@@ -37,11 +38,22 @@ pub enum Cell {
     Reuse(Vec<f32>),
 }
 
+/// A constant that makes up for what reuse gets wrong on average, added to every token at steps without an update; see
+/// [`crate::correction`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Correction {
+    /// Denoising steps, rising; no block is computed at any of them.
+    pub steps: Vec<usize>,
+    /// `[D]`.
+    pub values: Arc<[f32]>,
+}
+
 /// A checked table of blocks (in the trunk's order) by denoising steps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     steps: usize,
     rows: Vec<(Block, Vec<Cell>)>,
+    corrections: Vec<Correction>,
 }
 
 /// Why a table is no schedule for a trunk.
@@ -92,6 +104,26 @@ pub enum ScheduleError {
         got: usize,
         /// Updates before that step.
         cached: usize,
+    },
+    /// A constant correction where a block is computed, where there is another one, or beyond the last step.
+    #[error(
+        "schedule corrects step {step}: expected one correction per step, at steps below {steps} at which no block is computed"
+    )]
+    CorrectedStep {
+        /// The step found.
+        step: usize,
+        /// Denoising steps K.
+        steps: usize,
+    },
+    /// A constant correction of the wrong width, or not finite.
+    #[error("schedule corrects step {step} with {got} numbers, expected {expected} finite ones")]
+    CorrectionValues {
+        /// Its first step.
+        step: usize,
+        /// Width D.
+        expected: usize,
+        /// Numbers found.
+        got: usize,
     },
     /// A weight is missing, NaN or infinite.
     #[error("schedule row {block}, step {step}: expected at least one finite reuse weight")]
@@ -165,13 +197,13 @@ impl Schedule {
         for (block, cells) in &rows {
             check_row(*block, cells, steps)?;
         }
-        Ok(Self { steps, rows })
+        Ok(Self { steps, rows, corrections: Vec::new() })
     }
 
     /// Every block is computed at every step.
     pub fn full(architecture: &Architecture, steps: usize) -> Self {
         let rows = blocks(architecture).into_iter().map(|b| (b, vec![Cell::Update; steps])).collect();
-        Self { steps, rows }
+        Self { steps, rows, corrections: Vec::new() }
     }
 
     /// Update steps per block; every other step repeats the newest cached output.
@@ -226,10 +258,62 @@ impl Schedule {
         Self::aligned(architecture, steps, &at)
     }
 
-    /// The same updates with other reuse weights, which the caller has checked.
+    /// The same updates with other reuse weights, which the caller has checked, and without corrections.
     pub(crate) fn with_rows(&self, rows: Vec<(Block, Vec<Cell>)>) -> Self {
         debug_assert!(rows.iter().all(|(block, cells)| check_row(*block, cells, self.steps).is_ok()));
-        Self { steps: self.steps, rows }
+        Self { steps: self.steps, rows, corrections: Vec::new() }
+    }
+
+    /// The same table with constant corrections in place of those that it has.
+    pub fn with_corrections(
+        self,
+        architecture: &Architecture,
+        corrections: Vec<Correction>,
+    ) -> Result<Self, ScheduleError> {
+        let mut free: Vec<bool> = (0..self.steps).map(|step| self.is_quiet(step)).collect();
+        for correction in &corrections {
+            for &step in &correction.steps {
+                if !free.get_mut(step).is_some_and(std::mem::take) {
+                    return Err(ScheduleError::CorrectedStep { step, steps: self.steps });
+                }
+            }
+            let (expected, got) = (architecture.width, correction.values.len());
+            if got != expected || !correction.values.iter().all(|v| v.is_finite()) {
+                let step = correction.steps.first().copied().unwrap_or(0);
+                return Err(ScheduleError::CorrectionValues { step, expected, got });
+            }
+        }
+        Ok(Self { corrections, ..self })
+    }
+
+    /// With weights and corrections of four decimals: finer ones say more of the calibration's noise than of the policy,
+    /// and make long files.
+    pub fn rounded(mut self) -> Self {
+        let round = |v: f32| (v * 1e4).round() / 1e4;
+        for cell in self.rows.iter_mut().flat_map(|(_, cells)| cells) {
+            if let Cell::Reuse(weights) = cell {
+                weights.iter_mut().for_each(|w| *w = round(*w));
+            }
+        }
+        for correction in &mut self.corrections {
+            correction.values = correction.values.iter().map(|v| round(*v)).collect();
+        }
+        self
+    }
+
+    /// Constant corrections.
+    pub fn corrections(&self) -> &[Correction] {
+        &self.corrections
+    }
+
+    /// The constant correction of a step, if it has one.
+    pub fn correction(&self, step: usize) -> Option<&Arc<[f32]>> {
+        self.corrections.iter().find(|c| c.steps.contains(&step)).map(|c| &c.values)
+    }
+
+    /// Whether no block is computed at a step.
+    pub fn is_quiet(&self, step: usize) -> bool {
+        self.rows.iter().all(|(_, cells)| cells[step] != Cell::Update)
     }
 
     /// Denoising steps K.
@@ -249,7 +333,7 @@ impl Schedule {
 
     /// Steps at which at least one block is computed.
     pub fn steps_with_updates(&self) -> usize {
-        (0..self.steps).filter(|&k| self.rows.iter().any(|(_, cells)| cells[k] == Cell::Update)).count()
+        (0..self.steps).filter(|&step| !self.is_quiet(step)).count()
     }
 }
 

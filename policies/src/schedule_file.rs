@@ -24,6 +24,10 @@
 //! weights = [1.5, -0.5]
 //! blocks = ["layer0.feed_forward"]   # left out: every block
 //!
+//! [[correction]]                     # optional: constants [D] added to every token at steps without an update
+//! steps = [3]
+//! values = [0.125, -0.5]
+//!
 //! [calibration]                      # optional: the data behind the schedule
 //! source = "demos.npz"
 //! observations = 32
@@ -49,7 +53,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::PolicyConfig;
 use crate::coverage::Coverage;
 use crate::sampler::SamplerConfig;
-use crate::schedule::{Block, Cell, Schedule, blocks};
+use crate::schedule::{Block, Cell, Correction, Schedule, blocks};
 
 pub use error::ScheduleFileError;
 
@@ -81,6 +85,9 @@ pub struct ScheduleFile {
     /// Cells that do not simply repeat the newest cached output.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reuse: Vec<ReuseWeights>,
+    /// What reuse gets wrong on average, at steps without an update.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub correction: Vec<ConstantCorrection>,
     /// The data behind it, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<CalibrationData>,
@@ -111,6 +118,16 @@ pub struct ReuseWeights {
     /// Blocks; empty means every block.
     #[serde(default, skip_serializing_if = "Vec::is_empty", with = "rows::names")]
     pub blocks: Vec<Block>,
+}
+
+/// A constant correction of some steps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConstantCorrection {
+    /// Denoising steps.
+    pub steps: Vec<usize>,
+    /// `[D]`.
+    pub values: Vec<f32>,
 }
 
 /// The recorded observations that a schedule was found with.
@@ -164,6 +181,11 @@ impl ScheduleFile {
             sampler: config.sampler.clone(),
             updates: updates.collect(),
             reuse: reuse_weights(schedule),
+            correction: schedule
+                .corrections()
+                .iter()
+                .map(|c| ConstantCorrection { steps: c.steps.clone(), values: c.values.to_vec() })
+                .collect(),
             calibration: None,
             report: toml::Table::new(),
         }
@@ -211,7 +233,12 @@ impl ScheduleFile {
         if let Some(problem) = coverage.and_then(|c| c.problem(config.condition_size())) {
             return Err(ScheduleFileError::Coverage(problem));
         }
-        Ok(Schedule::new(&config.architecture, self.timesteps.len(), self.cells(config)?)?)
+        let a = &config.architecture;
+        let corrections = self.correction.iter();
+        let corrections =
+            corrections.map(|c| Correction { steps: c.steps.clone(), values: c.values.as_slice().into() });
+        let table = Schedule::new(a, self.timesteps.len(), self.cells(config)?)?;
+        Ok(table.with_corrections(a, corrections.collect())?)
     }
 
     fn check_itself(&self) -> Result<(), ScheduleFileError> {

@@ -128,6 +128,12 @@ impl<'a> Model<'a> {
         if !a.time_as_cond {
             x.remove(0);
         }
+        for (x, correction) in x
+            .iter_mut()
+            .flat_map(|row| row.iter_mut().zip(schedule.correction(k).into_iter().flat_map(|c| c.iter())))
+        {
+            *x += f64::from(*correction);
+        }
         let model = self.linear(&self.norm(&x, "ln_f"), "head");
         Step { memory, blocks, model }
     }

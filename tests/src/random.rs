@@ -6,7 +6,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use rand_distr::{Distribution, StandardNormal};
 use refrain_policies::config::{Architecture, PolicyConfig};
 use refrain_policies::package::{Dtype, Package, Tensor, TensorData, expected_tensors};
-use refrain_policies::schedule::{Block, Cell, Schedule, blocks};
+use refrain_policies::schedule::{Block, Cell, Correction, Schedule, blocks};
 
 /// A reproducible source of numbers.
 #[derive(Debug)]
@@ -119,7 +119,20 @@ pub fn schedule(architecture: &Architecture, steps: usize, percent: usize, seed:
         (block, (0..steps).map(&mut cell).collect())
     });
     let rows: Vec<(Block, Vec<Cell>)> = rows.collect();
-    Schedule::new(architecture, steps, rows).unwrap_or_else(|e| panic!("{e}"))
+    let table = Schedule::new(architecture, steps, rows).unwrap_or_else(|e| panic!("{e}"));
+    // Neighbouring quiet steps with one correction, with another, and with none.
+    let mut corrections: Vec<Correction> = Vec::new();
+    for step in (0..steps).filter(|&step| table.is_quiet(step)) {
+        match corrections.last_mut() {
+            Some(last) if random.chance(40) => last.steps.push(step),
+            _ if random.chance(50) => {
+                let values = (0..architecture.width).map(|_| random.normal()).collect();
+                corrections.push(Correction { steps: vec![step], values });
+            }
+            _ => {}
+        }
+    }
+    table.with_corrections(architecture, corrections).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// Architectures of every kind that the importer knows, with sizes that are multiples of nothing.

@@ -14,6 +14,8 @@ mod place;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use crate::config::PolicyConfig;
 use crate::sampler::SamplerStep;
 use crate::schedule::{Block, Schedule};
@@ -207,7 +209,7 @@ pub struct Combine {
     pub accumulate: bool,
 }
 
-/// `output = trajectory matrix^T + bias + table`, then `+ sum`.
+/// `output = trajectory matrix^T + bias + correction + table`, then `+ sum`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Embed {
     /// `[T, N]`.
@@ -220,6 +222,8 @@ pub struct Embed {
     pub table: VectorId,
     /// `[T, D]`, cached outputs of the blocks that follow.
     pub sum: Option<View>,
+    /// `[D]`, added to the bias: what the sum gets wrong on average.
+    pub correction: Option<Arc<[f32]>>,
     /// `[T, D]`, overwritten.
     pub output: View,
 }

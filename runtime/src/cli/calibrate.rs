@@ -45,8 +45,8 @@ pub(super) struct Args {
     /// Any table: a TOML or JSON file with one list of update steps per block.
     #[arg(long, value_name = "FILE", group = "how")]
     table: Option<PathBuf>,
-    /// Safetensors file with recorded observations `obs_raw` [B,To,O], F32, raw units, or for a policy with cameras what
-    /// `eval --record` writes; otherwise the package's own.
+    /// Recorded observations: a recording of `refrain run` (.mcap), a .safetensors or .npz file with `obs_raw` [B,To,O] in raw
+    /// units, or for a policy with cameras what `eval --record` writes; otherwise the package's own.
     #[arg(long, value_name = "FILE")]
     observations: Option<PathBuf>,
     /// Observations to use, evenly taken from the file.

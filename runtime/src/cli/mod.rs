@@ -13,6 +13,7 @@ mod import;
 mod infer;
 #[cfg(feature = "pusht")]
 mod jitter;
+mod npz;
 mod plan;
 mod progress;
 mod recorded;

@@ -1,7 +1,8 @@
 //! `refrain report`: is the fast policy as good as the slow one?
 //!
 //! Full policy, schedules, and DDIM with as many steps as give the same block computations run on the same start
-//! states with the same noise. Finished rows are kept in `episodes.json`, so that a stopped run goes on.
+//! states with the same noise. Episodes are kept in `episodes.json` as they end, so that a stopped run goes on and a longer
+//! one adds to a shorter.
 
 mod page;
 
@@ -19,6 +20,8 @@ use super::selection::{EngineArgs, FULL, Kind, SamplerArgs, Selected, load};
 use super::{Outcome, say};
 use crate::engine::cpu::CpuWeights;
 use crate::eval::EvalOptions;
+use crate::search::journal;
+use crate::search::samplers::couple;
 use crate::{clock, noise};
 
 #[derive(clap::Args)]
@@ -49,14 +52,18 @@ const RECORDED_EPISODES: usize = 8;
 /// Predictions before latency counts.
 const WARM_UP: usize = 3;
 
-/// Scores per row and setting, kept between runs.
-type Kept = BTreeMap<String, Vec<Scored>>;
+/// Episodes between two writes of what is kept.
+const BATCH: usize = 100;
 
+/// Scores per row and seed, kept between runs. A row's key is its name and a digest of all that it runs.
+type Kept = BTreeMap<String, BTreeMap<u64, Scored>>;
+
+/// Score, success, chunks, and chunks from observations outside what the schedule was found with.
 #[derive(Clone, Copy, Serialize, Deserialize)]
-struct Scored {
-    score: f64,
-    success: bool,
-}
+struct Scored(f64, bool, u64, u64);
+
+/// Executed actions over all observations, and how long a prediction took.
+type Predicted = (Vec<f32>, Latency);
 
 /// One line of the page.
 struct Row {
@@ -143,46 +150,55 @@ impl Args {
         let cheapest =
             variants.iter().min_by_key(|v| v.schedule.updates()).ok_or("there is nothing to compare")?;
         let observations = self.observe(cheapest)?;
-        let reference = self.predict(&variants[0], &observations)?;
-        let mut rows = Vec::new();
         for variant in variants {
-            let plan = variant.plan()?;
-            let key = format!(
-                "{} {:?} {:?} {} episodes from seed {}, weights {}",
-                variant.name,
-                variant.config.sampler,
-                variant.schedule.rows().iter().map(|(_, cells)| page::marks(cells)).collect::<String>(),
-                self.episodes,
-                self.seed,
-                variant.package.weights_sha256()
-            );
-            let key = page::digest(&key);
-            let (actions, latency) = self.predict(variant, &observations)?;
-            if !kept.contains_key(&key) {
-                let options = EvalOptions {
-                    episodes: self.episodes,
-                    seed: self.seed,
-                    noise_seed: 0,
-                    workers: self.engine.workers(),
-                };
-                let report = evaluate::run(variant, &options, &self.engine.worker(), None)?;
-                let scored = report.episodes.iter().map(|e| Scored { score: e.score, success: e.success });
-                kept.insert(key.clone(), scored.collect());
-                std::fs::write(&kept_at, serde_json::to_string(&kept)?)?;
-            }
-            let differences = || actions.iter().zip(&reference.0).map(|(a, b)| f64::from(a - b));
+            self.score(variant, &mut kept, &kept_at)?;
+        }
+        let predicted = self.predict(variants, &observations)?;
+        let mut rows = Vec::new();
+        for (variant, (actions, latency)) in variants.iter().zip(&predicted) {
+            let cost = variant.plan()?.cost();
+            let differences = || actions.iter().zip(&predicted[0].0).map(|(a, b)| f64::from(a - b));
+            let scored = &kept[&key(variant)];
             rows.push(Row {
                 name: variant.name.clone(),
                 sampler: variant.config.sampler.label(),
-                block_computations: plan.cost().block_computations,
-                steps_with_updates: plan.cost().steps_with_updates,
-                episodes: kept[&key].clone(),
+                block_computations: cost.block_computations,
+                steps_with_updates: cost.steps_with_updates,
+                episodes: self.seeds().filter_map(|seed| scored.get(&seed).copied()).collect(),
                 error_rms: (differences().map(|d| d * d).sum::<f64>() / actions.len() as f64).sqrt(),
                 error_worst: differences().map(f64::abs).fold(0.0, f64::max),
-                latency,
+                latency: *latency,
             });
         }
         Ok(rows)
+    }
+
+    fn seeds(&self) -> impl Iterator<Item = u64> + use<> {
+        self.seed..self.seed.saturating_add(self.episodes as u64)
+    }
+
+    /// Runs the episodes that are not kept yet.
+    fn score(&self, variant: &Selected, kept: &mut Kept, kept_at: &Path) -> Outcome {
+        let key = key(variant);
+        loop {
+            let known = kept.entry(key.clone()).or_default();
+            let Some(seed) = self.seeds().find(|seed| !known.contains_key(seed)) else { return Ok(()) };
+            let episodes =
+                self.seeds().skip_while(|s| *s < seed).take_while(|s| !known.contains_key(s)).take(BATCH);
+            let options = EvalOptions {
+                episodes: episodes.count(),
+                seed,
+                noise_seed: 0,
+                workers: self.engine.workers(),
+            };
+            let report = evaluate::run(variant, &options, &self.engine.worker(), None)?;
+            let scored = report.episodes.iter().map(|e| {
+                let score = (e.score * 1e6).round() / 1e6;
+                (e.seed, Scored(score, e.success, e.chunks as u64, e.outside))
+            });
+            known.extend(scored);
+            std::fs::write(kept_at, serde_json::to_string(kept)?)?;
+        }
     }
 
     /// Normalised observations `[.., To, O]` of a few episodes, evenly taken.
@@ -199,54 +215,73 @@ impl Args {
         Ok((0..used).map(|i| seen[(i * found / used) * size..][..size].to_vec()).collect())
     }
 
-    /// Executed actions, normalised, for every observation, and how long each took.
+    /// Per variant: executed actions, normalised, for every observation, and how long each took. The variants take turns, so
+    /// that whatever else the machine does slows all of them; coarse samplers see the noise of the first variant's.
     fn predict(
         &self,
-        variant: &Selected,
+        variants: &[Selected],
         observations: &[Vec<f32>],
-    ) -> Result<(Vec<f32>, Latency), Box<dyn std::error::Error>> {
-        let plan = variant.plan()?;
-        let weights = CpuWeights::new(Arc::clone(&variant.package));
-        let mut engine = self.engine.make(&weights, Arc::clone(&plan))?;
-        let (a, moved) = (&variant.config.architecture, variant.config.action.size());
-        let mut draw = vec![0.0; plan.noise_len()];
-        let mut trajectory = vec![0.0; plan.trajectory.len()];
-        let mut actions = Vec::new();
-        let mut times = Histogram::<u64>::new(4)?;
-        noise::fill(0, 0, 0, &mut draw);
-        for observation in observations.iter().cycle().take(WARM_UP) {
-            engine.infer(observation, &draw, &mut trajectory)?;
+    ) -> Result<Vec<Predicted>, Box<dyn std::error::Error>> {
+        let mut running = Vec::new();
+        for variant in variants {
+            let plan = variant.plan()?;
+            let weights = CpuWeights::new(Arc::clone(&variant.package));
+            let engine = self.engine.make(&weights, Arc::clone(&plan))?;
+            let draw = vec![0.0; plan.noise_len()];
+            let trajectory = vec![0.0; plan.trajectory.len()];
+            let steps = variant.config.sampler.steps();
+            running.push((variant, engine, steps, draw, trajectory, Vec::new(), Histogram::<u64>::new(4)?));
         }
-        for (i, observation) in observations.iter().enumerate() {
-            noise::fill(0, u64::MAX, i as u64, &mut draw);
-            let start = clock::now();
-            engine.infer(observation, &draw, &mut trajectory)?;
-            times.record(u64::try_from(clock::now() - start)?)?;
-            for token in trajectory
-                .chunks(variant.config.denoised_size())
-                .take(a.executed().end)
-                .skip(a.executed().start)
-            {
-                actions.extend_from_slice(&token[..moved]);
+        let fine = variants[0].config.sampler.steps();
+        let mut whole = vec![0.0; variants[0].plan()?.noise_len()];
+        let warm_up = observations.iter().cycle().take(WARM_UP).map(|o| (None, o));
+        let counted = observations.iter().enumerate().map(|(i, o)| (Some(i), o));
+        for (counts, observation) in warm_up.chain(counted) {
+            noise::fill(0, u64::MAX, counts.unwrap_or(0) as u64, &mut whole);
+            for (variant, engine, steps, draw, trajectory, actions, times) in &mut running {
+                noise::fill(0, u64::MAX - 1, counts.unwrap_or(0) as u64, draw);
+                couple(&fine, steps, trajectory.len(), &whole, draw);
+                let start = clock::now();
+                engine.infer(observation, draw, trajectory)?;
+                let took = clock::now() - start;
+                if counts.is_none() {
+                    continue;
+                }
+                times.record(u64::try_from(took)?)?;
+                let executed = variant.config.architecture.executed();
+                let tokens = trajectory.chunks(variant.config.denoised_size());
+                for token in tokens.take(executed.end).skip(executed.start) {
+                    actions.extend_from_slice(&token[..variant.config.action.size()]);
+                }
             }
         }
         let ms = |nanos: u64| nanos as f64 * 1e-6;
-        let latency = Latency {
-            p50: ms(times.value_at_quantile(0.5)),
-            p99: ms(times.value_at_quantile(0.99)),
-            min: ms(times.min()),
-            max: ms(times.max()),
-        };
-        Ok((actions, latency))
+        let finished = running.into_iter().map(|(_, _, _, _, _, actions, times)| {
+            let latency = Latency {
+                p50: ms(times.value_at_quantile(0.5)),
+                p99: ms(times.value_at_quantile(0.99)),
+                min: ms(times.min()),
+                max: ms(times.max()),
+            };
+            (actions, latency)
+        });
+        Ok(finished.collect())
     }
 
     /// Writes what was measured into the schedule files.
     fn record(&self, rows: &[Row]) -> Outcome {
         for row in rows {
             let Ok(mut file) = ScheduleFile::load(&self.policy, &row.name) else { continue };
-            file.report = page::table(row, &rows[0], self.seed);
+            // What its search measured stays.
+            file.report.extend(page::table(row, &rows[0], self.seed));
             file.save(&self.policy, &row.name)?;
         }
         Ok(())
     }
+}
+
+/// What a row's episodes are kept under.
+fn key(variant: &Selected) -> String {
+    let digest = journal::key(&variant.config.sampler, &variant.schedule);
+    format!("{} {digest} {}", variant.name, &variant.package.weights_sha256()[..8])
 }

@@ -8,21 +8,27 @@ use std::sync::Arc;
 use refrain_policies::config::PolicyConfig;
 use refrain_policies::package::Package;
 use refrain_policies::plan::Plan;
-use refrain_policies::sampler::SamplerConfig;
+use refrain_policies::sampler::{SamplerConfig, SamplerKind};
 use refrain_policies::schedule::{self, Schedule};
 use refrain_policies::schedule_file::{Method, ScheduleFile};
 
+#[cfg(feature = "pusht")]
+use super::evaluate;
 use super::progress::Progress;
 use super::recorded::Recorded;
+#[cfg(feature = "pusht")]
+use super::selection::Selected;
 use super::selection::{EngineArgs, load};
 use super::{Outcome, say};
 use crate::clock;
 use crate::engine::cpu::CpuWeights;
+#[cfg(feature = "pusht")]
+use crate::eval::EvalOptions;
 use crate::noise;
 use crate::search::candidate::Candidate;
 use crate::search::cost::{self, Counts, KINDS, Prices};
 use crate::search::journal::Journal;
-use crate::search::study::{self, Part, Study};
+use crate::search::study::{Part, Study};
 use crate::search::{Found, Search};
 
 #[derive(clap::Args)]
@@ -36,7 +42,8 @@ pub(super) struct Args {
     /// Most block computations of one inference.
     #[arg(long, value_name = "N", group = "limit")]
     budget: Option<usize>,
-    /// Safetensors file with recorded observations; otherwise the package's own.
+    /// Recorded observations: a recording of `refrain run` (.mcap), or a .safetensors or .npz file with `obs_raw` [B,To,O];
+    /// otherwise the package's own.
     #[arg(long, value_name = "FILE")]
     observations: Option<PathBuf>,
     /// Observations to search on, evenly taken from the first part of the file.
@@ -45,10 +52,14 @@ pub(super) struct Args {
     /// Observations held out for the report, evenly taken from the last third of the file.
     #[arg(long, value_name = "B", default_value_t = 32)]
     held_out: usize,
-    /// Schedules to measure at most, per sampler.
-    #[arg(long, value_name = "N", default_value_t = 500)]
+    /// Schedules to measure at most.
+    #[arg(long, value_name = "N", default_value_t = 600)]
     evaluations: usize,
-    /// Only the policy's own sampler.
+    /// Episodes of Push-T that the best schedule of each kind of sampler is scored on; 0 ranks them by action error.
+    #[cfg(feature = "pusht")]
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    episodes: usize,
+    /// Only samplers of the policy's own kind.
     #[arg(long)]
     own_sampler: bool,
     /// Seed of the noise.
@@ -83,10 +94,14 @@ impl FromStr for Milliseconds {
     }
 }
 
-/// Observations whose statistics fit forecasts.
-const STATISTICS: usize = 12;
-/// Rounds in which probe plans are timed; the median counts.
+/// Rounds in which probe plans are timed; the fastest counts.
 const ROUNDS: usize = 9;
+/// Medians this much over the fastest round mean that the machine does something else.
+const NOISY: f64 = 0.25;
+
+/// Seed of the first start state that finalists are scored on; no report scores there.
+#[cfg(feature = "pusht")]
+const SCORED: u64 = 1 << 33;
 
 impl Args {
     pub(super) fn run(self) -> Outcome {
@@ -99,8 +114,9 @@ impl Args {
         let progress = Progress::new();
         let prices = self.prices(&package, &config, &progress)?;
         say!(
-            "prices on this machine, {} plans timed, worst error {:.0} %:",
+            "prices on this machine, {} plans timed; the fit is off by {:.0} % on average, {:.0} % at worst:",
             prices.plans,
+            100.0 * prices.mean,
             100.0 * prices.worst
         );
         for (kind, price) in KINDS.iter().zip(prices.milliseconds) {
@@ -110,18 +126,17 @@ impl Args {
             |sampler: &SamplerConfig, schedule: &Schedule| -> Result<f64, Box<dyn std::error::Error>> {
                 Ok(prices.of(&Counts::of(&Plan::compile(&study.config(sampler), schedule)?)))
             };
-        let allowed = |c: &Candidate| match (self.budget, self.deadline) {
+        let allowed = |c: &Candidate, schedule: &Schedule| match (self.budget, self.deadline) {
             (Some(budget), _) => Ok(c.computations() <= budget),
-            (None, Some(deadline)) => {
-                Ok(cost(&c.sampler, &c.schedule(&config.architecture, None)?)? <= deadline.0)
-            }
+            (None, Some(deadline)) => Ok(cost(&c.sampler, schedule)? <= deadline.0),
             (None, None) => Ok(true),
         };
         let blocks = schedule::blocks(&config.architecture).len();
         let most = self.budget.map_or(config.sampler.train_steps, |budget| budget / blocks);
-        let mut samplers = vec![config.sampler.clone()];
+        let mut kinds = vec![config.sampler.kind];
         if !self.own_sampler {
-            samplers.push(study::finest_ddim(&config.sampler));
+            kinds
+                .extend([SamplerKind::Ddpm, SamplerKind::Ddim].iter().filter(|k| **k != config.sampler.kind));
         }
         let name = self.name.clone().unwrap_or_else(|| match (self.budget, self.deadline) {
             (Some(budget), _) => format!("search{budget}"),
@@ -131,31 +146,33 @@ impl Args {
         });
         let path = self.journal.clone().unwrap_or_else(|| self.policy.join("schedules").join("search.jsonl"));
         let about = format!(
-            "study: weights {}, observations {} ({used}), seed {}",
+            "search 2: weights {}, observations {} ({used}), seed {}",
             package.weights_sha256(),
             recorded.sha256,
             self.seed
         );
         let mut journal = Journal::open(&path, &about).map_err(|e| format!("{}: {e}", path.display()))?;
         let mut best: Vec<(f64, Found, Schedule)> = Vec::new();
-        for sampler in samplers {
-            progress.show(format_args!("{}: collecting statistics", sampler.label()));
-            let statistics = study.statistics(&sampler, STATISTICS)?;
+        let share = self.evaluations / kinds.len();
+        for kind in kinds {
             let mut search = Search {
                 study: &study,
                 journal: &mut journal,
-                statistics: Some(&statistics),
+                observed: None,
                 allowed: &allowed,
-                evaluations: self.evaluations,
+                evaluations: share,
                 seen: HashSet::new(),
                 progress: &|line| progress.show(line),
             };
-            let Some(found) = search.run(&sampler, most)? else { continue };
-            let schedule = found.candidate.schedule(&config.architecture, Some(&statistics))?;
-            let error = study.policy_error(&sampler, &schedule, Part::HeldOut)?;
+            let Some(start) = search.start(kind, most)? else { continue };
+            let found = search.refine(start)?;
+            let schedule = found.candidate.schedule(&config.architecture, search.observed.as_ref())?;
+            let error = study.policy_error(&found.candidate.sampler, &schedule, Part::HeldOut)?;
             best.push((error.mean, found, schedule));
         }
         drop(progress);
+        #[cfg(feature = "pusht")]
+        self.score(&package, &study, &mut best)?;
         best.sort_by(|a, b| a.0.total_cmp(&b.0));
         if best.is_empty() {
             return Err(
@@ -193,12 +210,45 @@ impl Args {
         Ok(())
     }
 
+    /// Plays episodes with all that was found and ranks it by score instead of error.
+    #[cfg(feature = "pusht")]
+    fn score(&self, package: &Arc<Package>, study: &Study, best: &mut [(f64, Found, Schedule)]) -> Outcome {
+        if self.episodes == 0 {
+            return Ok(());
+        }
+        for (rank, found, schedule) in best {
+            let sampler = &found.candidate.sampler;
+            let selected = Selected {
+                package: Arc::clone(package),
+                config: study.config(sampler),
+                schedule: schedule.clone(),
+                name: sampler.label(),
+                joining: false,
+                coverage: None,
+            };
+            let options = EvalOptions {
+                episodes: self.episodes,
+                seed: SCORED,
+                noise_seed: self.seed,
+                workers: self.engine.workers(),
+            };
+            let report = evaluate::run(&selected, &options, &self.engine.worker(), None)?;
+            let ((score, spread), (success, doubt)) = (report.score, report.success);
+            say!("{}: score {score:.3} +- {spread:.3}, success {success:.3} +- {doubt:.3}", sampler.label());
+            *rank = -score;
+        }
+        Ok(())
+    }
+
     fn method(&self, found: &Found) -> Result<Method, Box<dyn std::error::Error>> {
         let forecasts: Vec<toml::Value> = found
             .candidate
             .updates
             .iter()
-            .map(|u| format!("{} {}", u.step, u.forecast.name()).into())
+            .map(|u| {
+                let corrected = if u.corrected { " corrected" } else { "" };
+                format!("{} {}{corrected}", u.step, u.forecast.name()).into()
+            })
             .collect();
         let mut method = Method::named("search").with("forecasts", forecasts);
         if let Some(budget) = self.budget {
@@ -233,7 +283,8 @@ impl Args {
         Ok(())
     }
 
-    /// Times the probe plans on the chosen engine, in turns, and fits prices to their medians.
+    /// Times the probe plans on the chosen engine, in turns, and fits prices to their fastest rounds: what else the
+    /// machine does makes a round slower, never faster.
     fn prices(
         &self,
         package: &Arc<Package>,
@@ -263,14 +314,23 @@ impl Args {
                 times.push((clock::now() - start) as f64 * 1e-6);
             }
         }
+        let mut noise = 0.0f64;
         let timed: Vec<(Counts, f64)> = engines
             .into_iter()
             .map(|(counts, _, _, mut times)| {
                 times.sort_by(f64::total_cmp);
-                (counts, times[times.len() / 2])
+                noise = noise.max(times[times.len() / 2] / times[0] - 1.0);
+                (counts, times[0])
             })
             .collect();
-        Ok(Prices::fit(&timed)
-            .ok_or("the timed plans give no finite prices; time again on a quiet machine")?)
+        let prices = Prices::fit(&timed)
+            .ok_or("the timed plans give no finite prices; time again on a quiet machine")?;
+        if noise > NOISY {
+            say!(
+                "the machine is busy: medians lie up to {:.0} % over the fastest round; prices may be off",
+                100.0 * noise
+            );
+        }
+        Ok(prices)
     }
 }

@@ -1,7 +1,8 @@
-//! A point of the search: sampler, update table and forecasts.
+//! A point of the search: sampler, update table, forecasts and constant corrections.
 
 use refrain_policies::adaptive_caching::Statistics;
 use refrain_policies::config::Architecture;
+use refrain_policies::correction::{self, Means};
 use refrain_policies::forecast::{self, Forecast, ForecastError};
 use refrain_policies::sampler::SamplerConfig;
 use refrain_policies::schedule::{Schedule, ScheduleError, blocks};
@@ -24,6 +25,17 @@ pub struct Update {
     pub computed: Vec<bool>,
     /// How the blocks computed here are forecast until they are computed again.
     pub forecast: Forecast,
+    /// Whether the steps without an update that follow have a constant correction.
+    pub corrected: bool,
+}
+
+/// What a sampler's full run showed of the blocks: what forecasts and corrections are fitted by.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// Inner products of outputs.
+    pub statistics: Statistics,
+    /// Mean outputs.
+    pub means: Means,
 }
 
 /// Why a candidate is none.
@@ -46,7 +58,10 @@ impl Candidate {
         forecast: Forecast,
     ) -> Self {
         let computed = vec![true; blocks(architecture).len()];
-        let updates = at.iter().map(|&step| Update { step, computed: computed.clone(), forecast }).collect();
+        let updates = at
+            .iter()
+            .map(|&step| Update { step, computed: computed.clone(), forecast, corrected: false })
+            .collect();
         Self { sampler: sampler.clone(), updates }
     }
 
@@ -59,15 +74,20 @@ impl Candidate {
     pub fn schedule(
         &self,
         architecture: &Architecture,
-        statistics: Option<&Statistics>,
+        observed: Option<&Observed>,
     ) -> Result<Schedule, CandidateError> {
         let blocks = blocks(architecture);
         let rows = blocks.iter().enumerate().map(|(b, &block)| {
             (block, self.updates.iter().filter(|u| u.computed[b]).map(|u| u.step).collect())
         });
         let table = Schedule::from_updates(architecture, self.sampler.inference_steps, rows)?;
-        Ok(forecast::apply(&table, statistics, |_, at| {
-            self.updates.iter().find(|u| u.step == at).map_or(Forecast::Reuse, |u| u.forecast)
-        })?)
+        let update = |at: usize| self.updates.iter().find(|u| u.step == at);
+        let statistics = observed.map(|o| &o.statistics);
+        let table =
+            forecast::apply(&table, statistics, |_, at| update(at).map_or(Forecast::Reuse, |u| u.forecast))?;
+        let Some(observed) = observed else { return Ok(table) };
+        let corrections =
+            correction::fit(&table, &observed.means, |at| update(at).is_some_and(|u| u.corrected));
+        Ok(table.with_corrections(architecture, corrections)?.rounded())
     }
 }

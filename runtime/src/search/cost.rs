@@ -35,6 +35,8 @@ pub struct Counts(pub [usize; KINDS.len()]);
 pub struct Prices {
     /// Per kind.
     pub milliseconds: [f64; KINDS.len()],
+    /// Mean relative error on the timed plans.
+    pub mean: f64,
     /// Largest relative error on the timed plans.
     pub worst: f64,
     /// Plans timed.
@@ -101,8 +103,10 @@ impl Prices {
                 .for_each(|((&kind, s), scale)| milliseconds[kind] = s / scale);
             break;
         }
-        let mut prices = Self { milliseconds, worst: 0.0, plans: timed.len() };
-        prices.worst = timed.iter().map(|(c, ms)| (prices.of(c) / ms - 1.0).abs()).fold(0.0, f64::max);
+        let mut prices = Self { milliseconds, mean: 0.0, worst: 0.0, plans: timed.len() };
+        let errors = timed.iter().map(|(c, ms)| (prices.of(c) / ms - 1.0).abs());
+        (prices.mean, prices.worst) =
+            (errors.clone().sum::<f64>() / timed.len() as f64, errors.fold(0.0, f64::max));
         prices.milliseconds.iter().all(|p| p.is_finite()).then_some(prices)
     }
 

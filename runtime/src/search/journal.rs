@@ -50,6 +50,10 @@ pub fn key(sampler: &SamplerConfig, schedule: &Schedule) -> String {
             }
         }
     }
+    for correction in schedule.corrections() {
+        hash.update(format!("C{:?}", correction.steps));
+        correction.values.iter().for_each(|v| hash.update(v.to_le_bytes()));
+    }
     hash.finalize().iter().take(12).map(|b| format!("{b:02x}")).collect()
 }
 

@@ -1,36 +1,38 @@
 //! Search: the schedule with the smallest action error that costs no more than is allowed.
 //!
-//! Per sampler, from the best member of the late-dense family on:
-//! 1. update steps move, one at a time, by eight steps down to one;
-//! 2. each update chooses how its outputs are forecast;
-//! 3. the computations that matter least, block by block, are traded for one more update step.
+//! For DDPM and for DDIM, each on its own:
+//! 1. samplers with many steps or few, spread in several ways, each with the best of the late-dense family
+//!    ([`samplers`]); the best of them leaves out whole steps and moves timesteps where that helps;
+//! 2. update steps move, one at a time, by eight steps down to one;
+//! 3. each update chooses how its outputs are forecast, and whether a constant corrects them;
+//! 4. the computations that matter least, block by block, are traded for one more update step.
 //!
-//! All three repeat until nothing gets better or the evaluations are used up. Every move is judged by the action error
-//! on the searched part of the observations. Deterministic: the same policy, observations, seed and budget give the
+//! The last three repeat until nothing gets better or the evaluations are used up. Every move is judged by the action
+//! error on the searched part of the observations. Deterministic: the same policy, observations, seed and budget give the
 //! same schedule; what was measured is kept in a journal, so that a stopped search goes on where it was.
 
 pub mod candidate;
 pub mod cost;
 pub mod journal;
+pub mod samplers;
 pub mod study;
 
 use std::collections::HashSet;
 use std::fmt::Arguments;
 
-use refrain_policies::adaptive_caching::Statistics;
 use refrain_policies::config::Architecture;
 use refrain_policies::forecast::Forecast;
-use refrain_policies::sampler::SamplerConfig;
+use refrain_policies::sampler::{SamplerConfig, SamplerKind};
 use refrain_policies::schedule::{Cell, Schedule, blocks};
 
-use candidate::{Candidate, Update};
+use candidate::{Candidate, Observed, Update};
 use journal::Journal;
 use study::{Part, Study};
 
 type Failure = Box<dyn std::error::Error>;
 
-/// Powers of the late-dense family that are tried first.
-const POWERS: [f64; 6] = [1.5, 2.0, 2.5, 3.0, 4.0, 6.0];
+/// Powers of the late-dense family that are tried first; the first three with every sampler.
+const POWERS: [f64; 5] = [1.5, 2.0, 3.0, 2.5, 4.0];
 /// Distances that update steps move by.
 const MOVES: [usize; 4] = [8, 4, 2, 1];
 /// Forecasts that an update may choose.
@@ -42,19 +44,26 @@ const FORECASTS: [Forecast; 6] = [
     Forecast::Fitted { outputs: 1, ridge: 1e-3 },
     Forecast::Fitted { outputs: 2, ridge: 1e-3 },
 ];
+/// Observations whose full runs fit forecasts and corrections.
+const STATISTICS: usize = 16;
 /// A move must be better by this share, so that noise in the last digits starts no long walk.
 const GAIN: f64 = 0.998;
 
-/// A search for one sampler.
+/// Numbers of steps that are tried beside those of the policy and those that can be computed in full.
+const STEPS: [usize; 4] = [50, 20, 10, 5];
+/// Distances that timesteps move by.
+const TIMES: [usize; 3] = [4, 2, 1];
+
+/// A search among samplers of one kind.
 pub struct Search<'a> {
     /// What candidates are judged by.
     pub study: &'a Study,
     /// What was measured before.
     pub journal: &'a mut Journal,
-    /// For fitted forecasts; without it they are not tried.
-    pub statistics: Option<&'a Statistics>,
+    /// For fitted forecasts and corrections; without it they are not tried.
+    pub observed: Option<Observed>,
     /// Whether a candidate may cost what it costs.
-    pub allowed: &'a dyn Fn(&Candidate) -> Result<bool, Failure>,
+    pub allowed: &'a dyn Fn(&Candidate, &Schedule) -> Result<bool, Failure>,
     /// Evaluations left.
     pub evaluations: usize,
     /// Candidates that took one of them, by their keys in the journal.
@@ -73,17 +82,41 @@ pub struct Found {
 }
 
 impl Search<'_> {
-    /// The best schedule for a sampler, with at most `updates` aligned updates to begin with.
-    pub fn run(&mut self, sampler: &SamplerConfig, updates: usize) -> Result<Option<Found>, Failure> {
-        let Some(mut best) = self.first(sampler, updates)? else { return Ok(None) };
+    /// The best sampler of a kind with a simple table of at most `updates` updates of all blocks.
+    pub fn start(&mut self, kind: SamplerKind, updates: usize) -> Result<Option<Found>, Failure> {
+        let policy = self.study.package().config.sampler.clone();
+        let mut best: Option<Found> = None;
+        let counts = [&STEPS[..], &[policy.inference_steps, policy.train_steps, updates]].concat();
+        for sampler in samplers::variants(&policy, kind, &counts) {
+            let Some(found) = self.first(&sampler, updates)? else { continue };
+            (self.progress)(format_args!(
+                "{} from timestep {}: action error {:.4}",
+                sampler.label(),
+                sampler.inference_timesteps()[0],
+                found.error
+            ));
+            if best.as_ref().is_none_or(|b| found.error < b.error) {
+                best = Some(found);
+            }
+        }
+        best.map(|best| self.retime(best)).transpose()
+    }
+
+    /// The best schedule for a candidate's sampler.
+    pub fn refine(&mut self, mut best: Found) -> Result<Found, Failure> {
+        // Nothing is reused where there is one step.
+        if best.candidate.sampler.inference_steps > 1 {
+            self.observed = Some(self.study.observed(&best.candidate.sampler, STATISTICS)?);
+        }
         loop {
             let before = best.error;
             best = self.grow(best)?;
             best = self.move_updates(best)?;
             best = self.choose_forecasts(best)?;
+            best = self.correct(best)?;
             best = self.trade(best)?;
             if best.error >= before * GAIN || self.evaluations == 0 {
-                return Ok(Some(best));
+                return Ok(best);
             }
         }
     }
@@ -94,10 +127,13 @@ impl Search<'_> {
 
     /// Error of a candidate; none when it costs too much or the evaluations are used up.
     fn judge(&mut self, candidate: &Candidate) -> Result<Option<f64>, Failure> {
-        if self.evaluations == 0 || !(self.allowed)(candidate)? {
+        if self.evaluations == 0 {
             return Ok(None);
         }
-        let schedule = candidate.schedule(&self.architecture(), self.statistics)?;
+        let schedule = candidate.schedule(&self.architecture(), self.observed.as_ref())?;
+        if !(self.allowed)(candidate, &schedule)? {
+            return Ok(None);
+        }
         let key = journal::key(&candidate.sampler, &schedule);
         // What the journal knows counts as well, so that a search that goes on ends where it would have ended.
         self.evaluations -= usize::from(self.seen.insert(key.clone()));
@@ -124,27 +160,63 @@ impl Search<'_> {
         Ok(false)
     }
 
-    /// The best of the late-dense family that is allowed.
+    /// The best of the late-dense family that is allowed, or every block at every step.
     fn first(&mut self, sampler: &SamplerConfig, updates: usize) -> Result<Option<Found>, Failure> {
         let a = self.architecture();
-        for count in (1..=updates.min(sampler.inference_steps)).rev() {
-            let mut best: Option<Found> = None;
-            for power in POWERS {
-                let schedule = Schedule::late_dense(&a, sampler.inference_steps, count, power)?;
-                let row = &schedule.rows()[0].1;
-                let at: Vec<usize> = (0..row.len()).filter(|&k| row[k] == Cell::Update).collect();
-                let candidate = Candidate::aligned(&a, sampler, &at, Forecast::Reuse);
-                if let Some(error) = self.judge(&candidate)?
-                    && best.as_ref().is_none_or(|b| error < b.error)
-                {
-                    best = Some(Found { candidate, error });
-                }
-            }
-            if best.is_some() {
-                return Ok(best);
+        let steps = sampler.inference_steps;
+        let table = |count: usize, power: f64| -> Result<Candidate, Failure> {
+            let late = Schedule::late_dense(&a, steps, count, power)?;
+            let cells = &late.rows()[0].1;
+            let at: Vec<usize> = (0..steps).filter(|&k| count == steps || cells[k] == Cell::Update).collect();
+            Ok(Candidate::aligned(&a, sampler, &at, Forecast::Reuse))
+        };
+        // The most updates that are allowed; what more cost grows with their number.
+        let (mut fits, mut too_many) = (0, updates.min(steps) + 1);
+        while fits + 1 < too_many {
+            let middle = fits.midpoint(too_many);
+            let candidate = table(middle, POWERS[1])?;
+            let fit = (self.allowed)(&candidate, &candidate.schedule(&a, None)?)?;
+            *(if fit { &mut fits } else { &mut too_many }) = middle;
+        }
+        let mut best: Option<Found> = None;
+        let own = *sampler == self.study.package().config.sampler;
+        let powers = match fits {
+            n if n == steps => &POWERS[..1],
+            _ if own => &POWERS[..],
+            _ => &POWERS[..3],
+        };
+        for &power in powers {
+            let candidate = table(fits.max(1), power)?;
+            if let Some(error) = self.judge(&candidate)?
+                && best.as_ref().is_none_or(|b| error < b.error)
+            {
+                best = Some(Found { candidate, error });
             }
         }
-        Ok(None)
+        Ok(best)
+    }
+
+    /// Whole steps without an update are left out, and timesteps move, while that helps.
+    fn retime(&mut self, mut best: Found) -> Result<Found, Failure> {
+        for i in (0..best.candidate.updates.len()).rev() {
+            while let Some(candidate) = thinned(&best.candidate, i) {
+                if !self.better(&mut best, candidate)? {
+                    break;
+                }
+            }
+        }
+        for distance in TIMES {
+            for i in (0..best.candidate.updates.len()).rev() {
+                for later in [true, false] {
+                    while let Some(candidate) = retimed(&best.candidate, i, distance, later) {
+                        if !self.better(&mut best, candidate)? {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(best)
     }
 
     /// One more update step wherever the budget has room for it.
@@ -187,13 +259,29 @@ impl Search<'_> {
     fn choose_forecasts(&mut self, mut best: Found) -> Result<Found, Failure> {
         for i in (0..best.candidate.updates.len()).rev() {
             for forecast in FORECASTS {
-                if matches!(forecast, Forecast::Fitted { .. }) && self.statistics.is_none() {
+                if matches!(forecast, Forecast::Fitted { .. }) && self.observed.is_none() {
                     continue;
                 }
                 let mut candidate = best.candidate.clone();
                 candidate.updates[i].forecast = forecast;
                 self.better(&mut best, candidate)?;
             }
+        }
+        Ok(best)
+    }
+
+    /// Each update takes a constant correction where that serves.
+    fn correct(&mut self, mut best: Found) -> Result<Found, Failure> {
+        if self.observed.is_none() {
+            return Ok(best);
+        }
+        let mut all = best.candidate.clone();
+        all.updates.iter_mut().for_each(|u| u.corrected = true);
+        self.better(&mut best, all)?;
+        for i in (0..best.candidate.updates.len()).rev() {
+            let mut candidate = best.candidate.clone();
+            candidate.updates[i].corrected = !candidate.updates[i].corrected;
+            self.better(&mut best, candidate)?;
         }
         Ok(best)
     }
@@ -265,6 +353,29 @@ fn shifted(candidate: &Candidate, i: usize, distance: usize, later: bool) -> Opt
     Some(moved)
 }
 
+/// The candidate without every second of the quiet steps that follow update `i`, if there are any.
+fn thinned(candidate: &Candidate, i: usize) -> Option<Candidate> {
+    let first = candidate.updates[i].step + 1;
+    let after = candidate.updates.get(i + 1).map_or(candidate.sampler.inference_steps, |u| u.step);
+    let left_out: Vec<usize> = (first..after).step_by(2).collect();
+    if left_out.is_empty() {
+        return None;
+    }
+    let mut thinner = candidate.clone();
+    thinner.sampler = samplers::without(&candidate.sampler, &left_out)?;
+    thinner.updates[i + 1..].iter_mut().for_each(|u| u.step -= left_out.len());
+    Some(thinner)
+}
+
+/// The candidate with another timestep at update `i`, if it stays between its neighbours.
+fn retimed(candidate: &Candidate, i: usize, distance: usize, later: bool) -> Option<Candidate> {
+    let step = candidate.updates[i].step;
+    let timestep = candidate.sampler.inference_timesteps()[step];
+    let to = if later { timestep.checked_sub(distance)? } else { timestep + distance };
+    let sampler = samplers::retimed(&candidate.sampler, step, to)?;
+    Some(Candidate { sampler, ..candidate.clone() })
+}
+
 /// All blocks computed at one more step, in the middle of each gap.
 fn with_one_more(candidate: &Candidate, blocks: usize) -> Vec<Candidate> {
     let steps: Vec<usize> =
@@ -273,9 +384,11 @@ fn with_one_more(candidate: &Candidate, blocks: usize) -> Vec<Candidate> {
     middles
         .map(|(i, w)| {
             let mut more = candidate.clone();
-            let forecast = candidate.updates[i].forecast;
-            more.updates
-                .insert(i + 1, Update { step: w[0].midpoint(w[1]), computed: vec![true; blocks], forecast });
+            let computed = vec![true; blocks];
+            more.updates.insert(
+                i + 1,
+                Update { step: w[0].midpoint(w[1]), computed, ..candidate.updates[i].clone() },
+            );
             more
         })
         .collect()

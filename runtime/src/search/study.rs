@@ -1,22 +1,25 @@
 //! What a schedule is worth: the error of its executed actions against the full policy, on recorded observations
 //! with the same noise.
 //!
-//! One part of the observations is searched on, the other is held out for the report. A candidate with another
-//! sampler starts from the same noise; it is compared with its own sampler at every training step as well, since
-//! two samplers that are equally good still differ in every single action.
+//! One part of the observations is searched on, the other is held out for the report. A candidate with fewer steps sees
+//! the noise that the full run saw, put together ([`samplers::couple`]). DDPM and DDIM share the start alone and differ
+//! in every single action however good they are, so a candidate is searched by its distance to the full run of its own
+//! kind: the policy's sampler, or DDIM at every training step.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use refrain_policies::adaptive_caching::Statistics;
 use refrain_policies::calibration::Calibration;
 use refrain_policies::config::PolicyConfig;
+use refrain_policies::correction::Means;
 use refrain_policies::package::Package;
 use refrain_policies::plan::{Plan, Probed};
-use refrain_policies::sampler::{SamplerConfig, SamplerKind};
+use refrain_policies::sampler::SamplerConfig;
 use refrain_policies::schedule::{self, Schedule};
 
+use super::candidate::Observed;
+use super::samplers;
 use crate::engine::Engine;
 use crate::engine::cpu::{CpuEngine, CpuWeights, Isa, Program};
 use crate::{noise, threads};
@@ -99,12 +102,13 @@ impl Study {
         schedule: &Schedule,
         part: Part,
     ) -> Result<ActionError, Box<dyn std::error::Error>> {
-        let own = if sampler.kind == self.package.config.sampler.kind {
-            self.package.config.sampler.clone()
-        } else {
-            finest(sampler)
-        };
-        self.error(sampler, schedule, &own, part)
+        self.error(sampler, schedule, &self.full_of(sampler), part)
+    }
+
+    /// The sampler whose full run candidates of this kind are compared with.
+    fn full_of(&self, sampler: &SamplerConfig) -> SamplerConfig {
+        let own = &self.package.config.sampler;
+        if sampler.kind == own.kind { own.clone() } else { finest(&own.with(sampler.kind, own.train_steps)) }
     }
 
     /// Error against the full policy.
@@ -156,12 +160,12 @@ impl Study {
         Ok(ActionError { mean: finite(mean), rms: finite((squares / count).sqrt()), worst: finite(worst) })
     }
 
-    /// Statistics of all blocks over at most `most` of the searched observations, for a sampler's full run.
-    pub fn statistics(
+    /// What all blocks do over at most `most` of the searched observations, in a sampler's full run.
+    pub fn observed(
         &self,
         sampler: &SamplerConfig,
         most: usize,
-    ) -> Result<Statistics, Box<dyn std::error::Error>> {
+    ) -> Result<Observed, Box<dyn std::error::Error>> {
         let config = self.config(sampler);
         let a = &config.architecture;
         let (steps, blocks) = (sampler.inference_steps, schedule::blocks(a));
@@ -170,6 +174,8 @@ impl Study {
         let program = Program::new(&self.weights, Arc::clone(&plan), Isa::detect())?;
         let mut engine = CpuEngine::on(program, self.threads)?;
         let mut calibration = Calibration::new(blocks.clone(), steps, size)?;
+        let mut means = Means::new(blocks.clone(), steps, a.width);
+        let skip = (a.trunk_tokens() - a.tokens()) * a.width;
         let (mut draw, mut trajectory) = (vec![0.0; plan.noise_len()], vec![0.0; plan.trajectory.len()]);
         let mut outputs = vec![0.0; steps * blocks.len() * size];
         for (i, observation) in self.observations(Part::Searched).iter().take(most).enumerate() {
@@ -179,13 +185,14 @@ impl Study {
                 if let Probed::Block(block) = probe.what {
                     let row =
                         blocks.iter().position(|b| *b == block).ok_or("the plan probes an unknown block")?;
-                    outputs[(probe.step * blocks.len() + row) * size..][..size]
-                        .copy_from_slice(&engine.probe(probe));
+                    let output = engine.probe(probe);
+                    means.add(row, probe.step, &output[skip..]);
+                    outputs[(probe.step * blocks.len() + row) * size..][..size].copy_from_slice(&output);
                 }
             }
             calibration.add(observation, &outputs)?;
         }
-        Ok(calibration.finish()?)
+        Ok(Observed { statistics: calibration.finish()?, means })
     }
 
     /// Trajectories for some observations, in parallel, one engine per thread.
@@ -198,15 +205,20 @@ impl Study {
         let plan = Arc::new(Plan::compile(&self.config(sampler), schedule)?);
         let program = Program::new(&self.weights, Arc::clone(&plan), Isa::detect())?;
         let workers = self.threads.clamp(1, range.len().max(1));
+        let (fine, coarse) = (self.full_of(sampler).steps(), sampler.steps());
+        let row = plan.trajectory.len();
         let parts = threads::in_parallel("search", workers, |worker| {
             let mut engine = CpuEngine::on(Arc::clone(&program), 1)?;
             let mut draw = vec![0.0; plan.noise_len()];
+            let mut whole = vec![0.0; (fine.len() + 1) * row];
             let share = range.len() * worker / workers..range.len() * (worker + 1) / workers;
             share
                 .map(|i| {
                     let mut trajectory = vec![0.0; plan.trajectory.len()];
                     let i = range.start + i;
-                    noise::fill(self.seed, u64::MAX, i as u64, &mut draw);
+                    noise::fill(self.seed, u64::MAX, i as u64, &mut whole);
+                    noise::fill(self.seed, u64::MAX - 1, i as u64, &mut draw);
+                    samplers::couple(&fine, &coarse, row, &whole, &mut draw);
                     engine.infer(&self.observations[i], &draw, &mut trajectory)?;
                     Ok(trajectory)
                 })
@@ -221,11 +233,6 @@ impl Study {
 }
 
 /// The same kind of sampler at every training step.
-pub fn finest(sampler: &SamplerConfig) -> SamplerConfig {
+fn finest(sampler: &SamplerConfig) -> SamplerConfig {
     SamplerConfig { steps_offset: 0, ..sampler.with(sampler.kind, sampler.train_steps) }
-}
-
-/// DDIM at every training step.
-pub fn finest_ddim(sampler: &SamplerConfig) -> SamplerConfig {
-    finest(&sampler.with(SamplerKind::Ddim, sampler.train_steps))
 }

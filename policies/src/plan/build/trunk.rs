@@ -1,6 +1,7 @@
 //! The denoising loop: blocks that are computed, sums that stand in for the others, quiet steps.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::{Builder, Condition};
 use crate::plan::{Combine, Embed, Head, Op, Probe, Probed, Quiet, Segment, View};
@@ -101,9 +102,14 @@ impl Trunk<'_, '_> {
                 let same = |step: &HashMap<usize, (usize, Terms)>| {
                     step.get(&0).is_some_and(|(len, t)| *len == blocks && t == terms)
                 };
-                let last = self.runs.steps[k..].iter().take_while(|step| same(step)).count();
+                let correction = schedule.correction(k).cloned();
+                let last = (k..self.runs.steps.len())
+                    .take_while(|&j| {
+                        same(&self.runs.steps[j]) && schedule.correction(j) == correction.as_ref()
+                    })
+                    .count();
                 let sum = self.sum(terms, &cached);
-                self.quiet(k, last, sum);
+                self.quiet(k, last, sum, correction);
                 k += last;
             } else {
                 self.step(k, leading, schedule, &mut cached);
@@ -134,7 +140,7 @@ impl Trunk<'_, '_> {
         }
     }
 
-    fn embed(&mut self, sum: Option<View>, output: View) -> Embed {
+    fn embed(&mut self, sum: Option<View>, correction: Option<Arc<[f32]>>, output: View) -> Embed {
         let s = self.b.shape;
         let skip = self.time_rows();
         Embed {
@@ -143,6 +149,7 @@ impl Trunk<'_, '_> {
             bias: self.b.vector("input_emb.bias", 0, s.width),
             table: self.b.vector("pos_emb", skip * s.width, s.tokens * s.width),
             sum: sum.map(|v| v.rows(skip, s.tokens)),
+            correction,
             output: output.rows(skip, s.tokens),
         }
     }
@@ -168,10 +175,10 @@ impl Trunk<'_, '_> {
         }
     }
 
-    fn quiet(&mut self, step: usize, steps: usize, sum: Option<View>) {
+    fn quiet(&mut self, step: usize, steps: usize, sum: Option<View>, correction: Option<Arc<[f32]>>) {
         // The tokens of a quiet step never leave the operation, so this buffer is named but never placed.
         let x = self.b.buffer(self.b.config.architecture.trunk_tokens(), self.b.shape.width);
-        let embed = self.embed(sum, x);
+        let embed = self.embed(sum, correction, x);
         let head = self.head(step, x);
         let samplers = self.samplers[step..step + steps].to_vec();
         self.b.ops.push(Op::Quiet(Quiet { embed, head, samplers }));
@@ -199,7 +206,7 @@ impl Trunk<'_, '_> {
                 .collect();
             self.b.ops.push(Op::Combine(Combine { terms, output: x.rows(0, 1), accumulate: false }));
         }
-        let embed = self.embed(sum, x);
+        let embed = self.embed(sum, schedule.correction(k).cloned(), x);
         self.b.ops.push(Op::Embed(embed));
         let memory = mixes.then(|| self.mixed_memory(k)).flatten();
         for (row, (block, cells)) in schedule.rows().iter().enumerate() {
@@ -233,7 +240,7 @@ impl Trunk<'_, '_> {
             self.b.ops.push(Op::Head(head));
         } else {
             // The stream goes nowhere, so that blocks whose outputs nobody caches are dropped with it.
-            self.quiet(k, 1, None);
+            self.quiet(k, 1, None, None);
         }
     }
 

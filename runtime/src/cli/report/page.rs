@@ -3,16 +3,13 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use refrain_policies::schedule::Cell;
-use sha2::{Digest, Sha256};
-
 use super::{Row, Scored};
 use crate::cli::Outcome;
 use crate::picture::{self, Point};
 
 /// Mean score and its standard error.
 pub(super) fn score(row: &Row) -> (f64, f64) {
-    mean(row.episodes.iter().map(|e| e.score))
+    mean(row.episodes.iter().map(|e| e.0))
 }
 
 /// Share of successes and its standard error.
@@ -21,7 +18,7 @@ pub(super) fn success(row: &Row) -> (f64, f64) {
 }
 
 fn successful(episode: &Scored) -> f64 {
-    f64::from(u8::from(episode.success))
+    f64::from(u8::from(episode.1))
 }
 
 /// Mean difference to the full policy over the same start states, and its standard error.
@@ -37,27 +34,12 @@ fn mean(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
     (mean, (squares / (n - 1.0).max(1.0) / n).sqrt())
 }
 
-/// A schedule row in one character per step.
-pub(super) fn marks(cells: &[Cell]) -> String {
-    cells
-        .iter()
-        .map(|cell| match cell {
-            Cell::Update => "U".to_owned(),
-            Cell::Reuse(weights) => format!("{weights:?}"),
-        })
-        .collect()
-}
-
-/// SHA-256 in hex.
-pub(super) fn digest(text: &str) -> String {
-    Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect()
-}
-
 /// What a schedule file records of its row.
 pub(super) fn table(row: &Row, full: &Row, seed: u64) -> toml::Table {
     let rounded = |value: f64| (value * 1e4).round() / 1e4;
     let ((score, score_error), (success, success_error)) = (score(row), success(row));
-    let (less, less_error) = paired(row, full, |e| e.score);
+    let (less, less_error) = paired(row, full, |e| e.0);
+    let (fewer, fewer_error) = paired(row, full, successful);
     let mut table = toml::Table::new();
     for (key, value) in [
         ("score", score),
@@ -66,6 +48,8 @@ pub(super) fn table(row: &Row, full: &Row, seed: u64) -> toml::Table {
         ("success_standard_error", success_error),
         ("score_minus_full", less),
         ("score_minus_full_standard_error", less_error),
+        ("success_minus_full", fewer),
+        ("success_minus_full_standard_error", fewer_error),
         ("action_error_rms", row.error_rms),
         ("action_error_worst", row.error_worst),
     ] {
@@ -95,11 +79,11 @@ pub(super) fn write(
         "Push-T, {episodes} episodes per row on the same start states (seeds {seed}..{}) with the same noise. \
          Errors after +- are standard errors. *Difference* is the paired difference to the full policy. *Action error* \
          is against the full policy on the same observations and noise, executed actions, normalised units; for DDIM it \
-         also holds what the other sampler does differently. Latency: {threads} threads of this machine's CPU, every \
-         prediction on another observation; only ratios travel.\n",
+         also holds what the other sampler does differently. Latency: {threads} threads of this machine's CPU, the rows in \
+         turns, every prediction on another observation; only ratios travel.\n",
         seed + episodes as u64
     );
-    let _ = writeln!(page, "![score and latency](front.svg)\n");
+    let _ = writeln!(page, "![action error and score against latency](front.svg)\n");
     let _ = writeln!(
         page,
         "| run | sampler | block computations | steps with updates | score | success | score difference | success difference | action error RMS | worst | p50 ms | p99 ms | max/min | x full |"
@@ -110,7 +94,7 @@ pub(super) fn write(
     );
     for row in rows {
         let (score, success) = (score(row), success(row));
-        let (ds, dz) = (paired(row, full, |e| e.score), paired(row, full, successful));
+        let (ds, dz) = (paired(row, full, |e| e.0), paired(row, full, successful));
         let l = row.latency;
         let _ = writeln!(
             page,
@@ -139,6 +123,11 @@ pub(super) fn write(
     for row in rows.iter().skip(1).filter(|row| !row.name.starts_with("DDIM")) {
         let _ = writeln!(page, "- {}", verdict(row, full, rows));
     }
+    for row in rows {
+        if let Some(warning) = uncovered(row) {
+            let _ = writeln!(page, "- {warning}");
+        }
+    }
     if let Some(best) = best(rows) {
         let _ = writeln!(page, "\nBest schedule by score: **{}**.", best.name);
     }
@@ -148,14 +137,27 @@ pub(super) fn write(
         .iter()
         .map(|row| Point {
             name: row.name.clone(),
-            x: row.latency.p50,
-            y: score(row).0,
-            error: score(row).1,
+            milliseconds: row.latency.p50,
+            error: row.error_rms,
+            score: score(row),
             rival: row.name.starts_with("DDIM"),
         })
         .collect();
     std::fs::write(out.join("front.svg"), picture::front(&points, policy))?;
     Ok(())
+}
+
+/// A warning where episodes held observations unlike those that the schedule was found with.
+fn uncovered(row: &Row) -> Option<String> {
+    let chunks: u64 = row.episodes.iter().map(|e| e.2).sum();
+    let outside: u64 = row.episodes.iter().map(|e| e.3).sum();
+    (outside > 0).then(|| {
+        format!(
+            "`{}` saw {outside} of {chunks} observations outside the ranges that it was found with: what it does to them \
+             was not measured; search again with a recording that holds such observations.",
+            row.name
+        )
+    })
 }
 
 /// The schedule with the best score.
@@ -168,7 +170,7 @@ fn best(rows: &[Row]) -> Option<&Row> {
 
 /// One sentence per schedule: within noise of the full policy or not, and how the rival of equal computations does.
 fn verdict(row: &Row, full: &Row, rows: &[Row]) -> String {
-    let (difference, error) = paired(row, full, |e| e.score);
+    let (difference, error) = paired(row, full, |e| e.0);
     let against_full = if difference.abs() <= 2.0 * error {
         "cannot be told from the full policy's"
     } else if difference < 0.0 {
@@ -185,7 +187,7 @@ fn verdict(row: &Row, full: &Row, rows: &[Row]) -> String {
         .filter(|r| r.name.starts_with("DDIM"))
         .min_by_key(|r| r.block_computations.abs_diff(row.block_computations));
     if let Some(rival) = rival {
-        let (gain, error) = paired(row, rival, |e| e.score);
+        let (gain, error) = paired(row, rival, |e| e.0);
         let relation = if gain.abs() <= 2.0 * error {
             "not told apart from"
         } else if gain > 0.0 {

@@ -200,7 +200,10 @@ impl Resolver<'_> {
     }
 
     fn embed(&self, e: &plan::Embed, placed: bool) -> Result<Embed, EngineError> {
-        let bias = self.vector(e.bias)?;
+        let mut bias = self.weights.vector(&self.plan.vectors[e.bias.0])?;
+        for (bias, correction) in bias.iter_mut().zip(e.correction.iter().flat_map(|c| c.iter())) {
+            *bias += correction;
+        }
         let table = self.vector(e.table)?.iter().enumerate().map(|(i, p)| p + bias[i % bias.len()]).collect();
         Ok(Embed {
             trajectory: self.place(&e.trajectory),

@@ -319,6 +319,7 @@ proptest! {
                 bias: case.vector(width),
                 table: case.vector(tokens * width),
                 sum: sum.then(|| case.input(tokens, width)),
+                correction: None,
                 output: case.output(tokens, width),
             };
             let head = Head {

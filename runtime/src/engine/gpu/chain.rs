@@ -103,9 +103,10 @@ impl<'a> Lower<'a, '_> {
     /// Whether embedding, with its sum, may follow in the same dispatch.
     fn keeps_apart(&self, chain: &Chain<'_>, sum: Option<&'a plan::Combine>, e: &plan::Embed) -> bool {
         let output = self.place(&e.output);
-        let same_embedding = chain
-            .quiet
-            .is_none_or(|q| (q.embed.matrix, q.embed.bias, q.embed.table) == (e.matrix, e.bias, e.table));
+        let same_embedding = chain.quiet.is_none_or(|q| {
+            let of = |e: &plan::Embed| (e.matrix, e.bias, e.table, e.correction.clone());
+            of(&q.embed) == of(e)
+        });
         let whole = Chain { embed_sum: sum, ..*chain };
         same_embedding
             && sum.is_none_or(|c| self.written_apart(chain, c))
@@ -147,7 +148,8 @@ impl<'a> Lower<'a, '_> {
     /// Embedding transposed `[N, D]`, and positions with bias `[T, D]`.
     fn embedding(&mut self, e: &plan::Embed) -> Result<(u32, u32), EngineError> {
         let key = (e.matrix, e.bias, e.table);
-        if let Some(&found) = self.embeds.get(&key) {
+        let found = self.embeds.get(&key).copied();
+        if let (Some(found), None) = (found, &e.correction) {
             return Ok(found);
         }
         let m = &self.plan.matrices[e.matrix.0];
@@ -155,11 +157,17 @@ impl<'a> Lower<'a, '_> {
         let transposed: Vec<f32> =
             (0..m.rows * m.cols).map(|i| flat[i % m.rows * m.cols + i / m.rows]).collect();
         let (bias, table) = (&self.plan.vectors[e.bias.0], &self.plan.vectors[e.table.0]);
-        let bias = self.weights.values(&bias.tensor, bias.first, bias.len)?;
+        let mut bias = self.weights.values(&bias.tensor, bias.first, bias.len)?;
+        for (bias, correction) in bias.iter_mut().zip(e.correction.iter().flat_map(|c| c.iter())) {
+            *bias += correction;
+        }
         let mut table = self.weights.values(&table.tensor, table.first, table.len)?;
         table.iter_mut().enumerate().for_each(|(i, v)| *v += bias[i % bias.len()]);
-        let made = (self.weights.append(&transposed), self.weights.append(&table));
-        self.embeds.insert(key, made);
+        let matrix_at = found.map_or_else(|| self.weights.append(&transposed), |found| found.0);
+        let made = (matrix_at, self.weights.append(&table));
+        if e.correction.is_none() {
+            self.embeds.insert(key, made);
+        }
         Ok(made)
     }
 
