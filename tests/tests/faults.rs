@@ -36,6 +36,8 @@ const DEADLINE: Nanos = SECOND;
 const LAST_ACTION: Nanos = 1500 * MILLISECOND;
 /// How long observations are bad.
 const BAD: Nanos = 700 * MILLISECOND;
+/// How long the engine stays bad after that shows: long enough to hear what the robot gets meanwhile.
+const LINGER: Nanos = 400 * MILLISECOND;
 /// What a loaded machine may add to a time.
 const SLACK: Nanos = 500 * MILLISECOND;
 
@@ -84,7 +86,7 @@ fn only(stage: &mut Stage, bad: impl Fn(&mut Rig)) -> Time {
 fn until(rig: &mut Rig, mode: Mode) -> Time {
     rig.observe_until("the fault's mode", |rig| rig.mode() == mode);
     rig.observe_until("a while", {
-        let end = clock::now() + 100 * MILLISECOND;
+        let end = clock::now() + LINGER;
         move |_| clock::now() > end
     });
     clock::now()
