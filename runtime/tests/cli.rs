@@ -221,9 +221,9 @@ fn search_finds_a_schedule_that_runs_and_goes_on_where_it_was() {
     let package = package(&folder);
     let own = "observations.safetensors";
     std::fs::copy(Path::new(SMALL).join(own), package.join(own)).unwrap();
-    let search =
-        ["search", path(&package), "--engine", "cpu", "--own-sampler", "--searched", "4", "--held-out", "2"];
-    let budget = ["--budget", "60", "--evaluations", "90", "--name", "found"];
+    let search = ["search", path(&package), "--engine", "cpu", "--threads", "1", "--own-sampler"];
+    let search = [&search[..], &["--searched", "4", "--held-out", "2"]].concat();
+    let budget = ["--budget", "60", "--evaluations", "30", "--name", "found"];
     let said = succeeds(&[&search[..], &budget].concat());
     assert!(said.contains("found.toml") && said.contains("held-out"), "{said}");
     let found = std::fs::read_to_string(package.join("schedules/found.toml")).unwrap();

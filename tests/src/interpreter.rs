@@ -225,6 +225,9 @@ impl<'a> Interpreter<'a> {
         if let Some(sum) = &e.sum {
             x.iter_mut().zip(self.read(sum)).for_each(|(x, sum)| *x += sum);
         }
+        if let Some(correction) = &e.correction {
+            x.iter_mut().zip(correction.iter().cycle()).for_each(|(x, c)| *x += f64::from(*c));
+        }
         x
     }
 

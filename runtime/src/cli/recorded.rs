@@ -160,7 +160,7 @@ impl Recorded {
 
 #[cfg(all(test, feature = "pusht"))]
 mod tests {
-    use super::*;
+    use super::Recorded;
 
     fn recorded(count: usize) -> Recorded {
         let config = crate::builtin::package().unwrap().config;
