@@ -11,7 +11,8 @@ use refrain_policies::schedule::Schedule;
 use refrain_policies::vision::Vision;
 use refrain_runtime::bus::camera::ImagePublisher;
 use refrain_runtime::bus::interface::FLOAT64_MULTI_ARRAY;
-use refrain_runtime::bus::{self, Bus, BusSection, Publisher, Traffic, cdr, image};
+use refrain_runtime::bus::names::Qos;
+use refrain_runtime::bus::{self, Bus, BusSection, Publisher, Subscription, Traffic, cdr, image};
 use refrain_runtime::clock::{self, MILLISECOND, Nanos, Wall};
 use refrain_runtime::config::vision::ImageKind;
 use refrain_runtime::config::{Robot, RobotConfig};
@@ -71,6 +72,8 @@ pub struct Sighted {
     pub front: ImagePublisher,
     /// Grey images, as PNG.
     pub wrist: ImagePublisher,
+    /// Without somebody who receives commands the daemon sends none.
+    _commands: Subscription,
     bus: Bus,
     frames: u32,
 }
@@ -115,6 +118,8 @@ impl Sighted {
         let bus = Bus::open(&section).expect("a session");
         let numbers =
             bus.publisher("arm/numbers", &FLOAT64_MULTI_ARRAY, Traffic::Control).expect("a publisher");
+        let commands =
+            bus.subscribe("arm/command", &FLOAT64_MULTI_ARRAY, Qos::NEWEST, |_| {}).expect("a subscription");
         let camera = |topic, kind| ImagePublisher::open(&bus, topic, kind, 8192).expect("a publisher");
         let front = camera("arm/front", ImageKind::Image);
         let wrist = camera("arm/wrist", ImageKind::CompressedImage);
@@ -123,7 +128,7 @@ impl Sighted {
             assert!(clock::now() < deadline, "the daemon does not listen");
             clock::sleep_until(clock::now() + MILLISECOND);
         }
-        Self { daemon, robot, numbers, front, wrist, bus, frames: 0 }
+        Self { daemon, robot, numbers, front, wrist, _commands: commands, bus, frames: 0 }
     }
 
     /// Publishes numbers and, from the cameras that work, an image each, and waits `period`.
