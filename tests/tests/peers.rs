@@ -15,7 +15,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use refrain_runtime::bus::{self, Convention};
+use refrain_runtime::clock;
 use refrain_runtime::control::Mode;
+use refrain_runtime::daemon::Daemon;
 use refrain_tests::process::Running;
 use refrain_tests::robot::{Rig, graph_config, joints};
 
@@ -84,10 +86,19 @@ fn complete_nodes_behind_zenohd_see_us_read_our_actions_and_stop_us() {
     writeln!(hiroz.0.stdin.take().expect("piped"), "stop").expect("hiroz listens");
     assert_eq!(said.next().as_deref(), Some("stopped"));
     assert!(hiroz.0.wait().expect("hiroz ends").success());
-    assert_eq!(daemon.signals().mode(), Mode::Stopped);
+    stops(&daemon);
     let report = daemon.shutdown().expect("a clean end");
     assert_eq!(report.counts.stops, 1);
     assert_eq!(report.refused.iter().sum::<u64>(), 0, "{report:?}");
+}
+
+/// A stop is latched when it is answered, and obeyed in the next tick.
+fn stops(daemon: &Daemon) {
+    let deadline = clock::now() + clock::SECOND;
+    while daemon.signals().mode() != Mode::Stopped {
+        assert!(clock::now() < deadline, "{:?} a second after the stop", daemon.signals().mode());
+        clock::sleep_until(clock::now() + clock::MILLISECOND);
+    }
 }
 
 /// Says that the test runs in a network namespace of its own.
@@ -133,7 +144,7 @@ fn a_dds_node_behind_zenohds_plugin_reads_our_actions_and_stops_us() {
     let output = Command::new(dds).arg("pusht").args(joints()).output().expect("the DDS node");
     println!("ros2-client on DDS: {}", String::from_utf8_lossy(&output.stdout));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(daemon.signals().mode(), Mode::Stopped);
+    stops(&daemon);
     let report = daemon.shutdown().expect("a clean end");
     assert!(report.counts.stops >= 1);
     assert_eq!(report.refused.iter().sum::<u64>(), 0, "{report:?}");
