@@ -1,7 +1,7 @@
 //! The ROS 2 interfaces that Refrain speaks: names and type hashes.
 //!
 //! A hash is the RIHS01 of REP 2016. These are the same in Jazzy, Kilted and Lyrical; rosbags
-//! computes them anew from the messages' definitions (`tests/interop/hashes.py`).
+//! computes them anew from the messages' definitions (`tests/interop/hashes.py`), and so does hiroz-codegen in the test below.
 
 /// A message or service type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,5 +105,42 @@ impl Interface {
     /// As DDS writes it: `std_msgs::msg::dds_::String_`.
     pub fn dds_name(&self) -> String {
         format!("{}::{}::dds_::{}_", self.package, self.family, self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use hiroz_codegen::resolver::Resolver;
+    use hiroz_codegen::{bundled_assets_dir_for, discovery};
+
+    use super::*;
+
+    /// The definitions that hiroz-codegen brings along; others are resolved with them.
+    #[test]
+    fn hashes_are_those_that_hiroz_computes_from_the_definitions_of_jazzy_and_lyrical() {
+        for release in ["jazzy", "lyrical"] {
+            let folder = bundled_assets_dir_for(release);
+            let packages = ALL.iter().map(|interface| interface.package);
+            let others = ["builtin_interfaces", "service_msgs"];
+            let packages: Vec<_> = packages.chain(others).map(|package| folder.join(package)).collect();
+            let mut packages: Vec<_> = packages.iter().map(AsRef::as_ref).collect();
+            packages.sort();
+            packages.dedup();
+            let (messages, services, _) = discovery::discover_all(&packages).unwrap();
+            let mut resolver = Resolver::new(false);
+            let messages = resolver.resolve_messages(messages).unwrap().into_iter();
+            let messages =
+                messages.map(|m| (format!("{}/msg/{}", m.parsed.package, m.parsed.name), m.type_hash));
+            let services = resolver.resolve_services(services).unwrap().into_iter();
+            let services =
+                services.map(|s| (format!("{}/srv/{}", s.parsed.package, s.parsed.name), s.type_hash));
+            let hashes: HashMap<String, _> = messages.chain(services).collect();
+            for interface in ALL {
+                let hash = hashes.get(&interface.ros_name()).map(|hash| hash.to_rihs_string());
+                assert_eq!(hash, Some(format!("RIHS01_{}", interface.hash)), "{release} {interface:?}");
+            }
+        }
     }
 }

@@ -13,8 +13,8 @@
 //! [`RELEASES`] says which ROS releases that covers, and what differs.
 //!
 //! Names are absolute and lie in the root namespace. Why these lines are ours: hiroz-protocol 0.2.1 writes the same
-//! strings, but compiles only with all of zenoh's default features (60 more crates, RSA among them). It is in the tests
-//! instead, inside hiroz, which must read our tokens.
+//! strings, but compiles only with its feature `std`, and so with all of zenoh's default features (50 more crates, RSA among
+//! them), and knows nothing of Lyrical's backends. It is in the tests instead, inside hiroz, which must read our tokens.
 //!
 //! Source: ros2/rmw_zenoh, `docs/design.md` and `rmw_zenoh_cpp/src/detail/liveliness_utils.cpp`; keys and tokens that
 //! other implementations wrote stand in the tests.
