@@ -87,6 +87,14 @@ pub fn explain(robot: &Robot, policy: &PolicyConfig) -> Vec<String> {
                 .collect(),
         ));
     }
+    if !robot.shadow {
+        lines.push(match &robot.controller {
+            Some(tokens) => {
+                format!("to   whoever holds the liveliness token {tokens}; without it, nothing is sent")
+            }
+            None => "to   whoever subscribes, a recorder too; action.controller names the controller".into(),
+        });
+    }
     lines.push(format!(
         "also {}, {} (topics and services), {} (service), {}, {}",
         robot.stop_topic, robot.reset_topic, robot.enable_service, robot.mode_topic, robot.diagnostics_topic

@@ -61,6 +61,11 @@ fn a_sound_robot_is_explained_and_has_no_findings() {
         assert!(lines.contains(&part), "{part:?} is not in\n{lines}");
     }
     assert!(lines.contains("target_x (m, demonstrated ") && lines.contains(" -> [0]"), "{lines}");
+    assert!(lines.contains("to   whoever subscribes, a recorder too"), "{lines}");
+    let mut config = config();
+    config.action.controller = Some("arm/there".into());
+    let lines = explain(&config.resolve(&policy()).unwrap(), &policy()).join("\n");
+    assert!(lines.contains("the liveliness token arm/there;"), "{lines}");
 }
 
 #[test]

@@ -209,6 +209,10 @@ pub struct ActionSection {
     /// A `trajectory_msgs/JointTrajectory` here for every chunk, and one that holds when there is nothing to execute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trajectory_topic: Option<String>,
+    /// Key expression of the zenoh liveliness token that the controller holds; nothing is sent while it is not there.
+    /// Without it, whoever subscribes counts as the controller, a recorder too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub controller: Option<String>,
     /// How long a command is valid, in milliseconds.
     #[serde(default = "default_validity")]
     pub valid_ms: f64,
@@ -327,6 +331,8 @@ pub struct Robot {
     pub shadow: bool,
     /// Where trajectories go.
     pub trajectory_topic: Option<String>,
+    /// Whose liveliness token says that the controller is there; `None` when any subscriber does.
+    pub controller: Option<String>,
     /// What stops.
     pub stop_topic: String,
     /// What resets.

@@ -16,6 +16,7 @@ pub mod interface;
 mod latched;
 pub mod names;
 pub mod parameters;
+pub mod presence;
 pub mod robot;
 pub mod service;
 mod shadow;
@@ -29,6 +30,7 @@ use zenoh::liveliness::LivelinessToken;
 
 pub use self::claim::Claim;
 pub use crate::config::{BusSection, Convention};
+pub use presence::Presence;
 pub use service::Service;
 pub use shadow::Shadow;
 pub use topic::{Matching, Message, Publisher, Subscription, Traffic};

@@ -11,8 +11,8 @@ use super::interface::{self, Interface};
 use super::names::Qos;
 use super::service::Answer;
 use super::{
-    Bus, BusError, Claim, Matching, Message, Publisher, Service, Shadow, Subscription, Traffic, cdr,
-    parameters,
+    Bus, BusError, Claim, Matching, Message, Presence, Publisher, Service, Shadow, Subscription, Traffic,
+    cdr, parameters,
 };
 use crate::chunk::Chunk;
 use crate::clock::{Nanos, Reading, Wall};
@@ -34,7 +34,7 @@ pub struct Signals {
     stops: AtomicU64,
     resets: AtomicU64,
     operator: AtomicBool,
-    /// A bit for every topic of ours that somebody receives.
+    /// A bit for every topic of ours that somebody receives; the first, for a controller that is known by name.
     receivers: AtomicU8,
     mode: AtomicU8,
     ended: AtomicBool,
@@ -51,6 +51,7 @@ pub struct Inlet {
 pub struct Outlet {
     _claims: Vec<Claim>,
     _matching: Vec<Matching>,
+    _presence: Option<Presence>,
     shadow: Option<Shadow>,
     command: Option<Publisher>,
     writing: CommandWriting,
@@ -309,14 +310,19 @@ impl Outlet {
         let trajectory = publisher(&trajectory, &interface::JOINT_TRAJECTORY)?;
         // Nobody has to be there for what is not sent.
         signals.received(0, shadow.is_some());
-        let mut matching = Vec::new();
-        for (topic, publisher) in command.iter().chain(&trajectory).enumerate() {
+        let telling = |topic: u8| {
             let told = Arc::clone(signals);
-            matching.push(publisher.matching(move |yes| told.received(topic as u8, yes))?);
-        }
+            move |yes| told.received(topic, yes)
+        };
+        let named = robot.controller.as_ref().filter(|_| shadow.is_none());
+        let presence = named.map(|tokens| bus.presence(tokens, telling(0))).transpose()?;
+        let whoever = command.iter().chain(&trajectory).zip(0..).filter(|_| presence.is_none());
+        let matching = whoever.map(|(publisher, topic)| publisher.matching(telling(topic)));
+        let matching = matching.collect::<Result<_, _>>()?;
         Ok(Self {
             _claims: claims,
             _matching: matching,
+            _presence: presence,
             shadow,
             command,
             writing: robot.command.clone(),

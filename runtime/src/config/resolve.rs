@@ -8,6 +8,7 @@ use super::{
     KindChoice, MessageKind, MessageReading, Robot, RobotConfig, StampChoice, Topic, TopicSection,
 };
 use crate::bus::names::is_ros_name;
+use crate::bus::presence::is_key_expression;
 use crate::chunk::{Interpolation, Path};
 use crate::clock::{self, from_millis};
 use crate::control::{ControlConfig, Late};
@@ -96,6 +97,7 @@ impl RobotConfig {
             command,
             shadow,
             trajectory_topic: self.action.trajectory_topic.clone(),
+            controller: self.action.controller.clone(),
             stop_topic: named(&self.bus.stop_topic, "stop"),
             reset_topic: named(&self.bus.reset_topic, "reset"),
             takeover_topic: named(&self.bus.takeover_topic, "takeover"),
@@ -184,6 +186,9 @@ impl RobotConfig {
             "control.interpolation: trajectory_topic needs \"linear\", as the controller interpolates so"
                 .into(),
         );
+        if let Some(tokens) = self.action.controller.as_ref().filter(|tokens| !is_key_expression(tokens)) {
+            expect(false, format!("action.controller: expected a zenoh key expression, got {tokens:?}"));
+        }
         if let Some(record) = &self.record {
             expect(
                 record.file_mb > 0 && record.file_mb <= 1 << 20 && record.files > 0,

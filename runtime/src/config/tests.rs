@@ -118,6 +118,7 @@ fn all_problems_are_reported_at_once() {
     config.observation.topics[0].topic = "a/*/b".into();
     config.action.valid_ms = 0.0;
     config.action.command_topic = None;
+    config.action.controller = Some("/arm/".into());
     config.bus.zenoh = Some("{}".into());
     config.bus.zenoh_file = Some("zenoh.json5".into());
     config.action.joints[0].velocity = 0.0;
@@ -138,6 +139,7 @@ fn all_problems_are_reported_at_once() {
             "observation.topics: expected a topic",
             "action.valid_ms",
             "action: expected command_topic",
+            "action.controller: expected a zenoh key expression",
             "bus: expected zenoh or zenoh_file",
             "action.joints \"target_x\".velocity",
             "action.joints \"target_x\".measured",
@@ -195,6 +197,17 @@ fn joins_rotations_and_discrete_joints_are_checked() {
     assert_eq!(robot.replan, Replan::Every(200 * crate::clock::MILLISECOND));
     assert_eq!(robot.join, Join::Ensemble { decay: 0.01 });
     assert_eq!(robot.control.limits[1].kind, safety::Kind::Discrete { below: 0.3, above: 0.7 });
+    // How long a prediction may take: the deadline, 1000 ms, less what the chunk before is executed for.
+    for (chunk, budget) in [
+        ("replan_after = 8", 200),
+        ("replan_hz = 5.0", 200),
+        ("replan_hz = 1.25", 200),
+        ("replan_always = true", 500),
+    ] {
+        config.chunk = toml::from_str(&format!("deadline_ms = 1000.0\n{chunk}")).unwrap();
+        let robot = config.resolve(&policy()).unwrap();
+        assert_eq!(robot.budget, budget * crate::clock::MILLISECOND, "{chunk}");
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use zenoh::Wait;
+use zenoh::liveliness::LivelinessToken;
 use zenoh::pubsub::{Publisher, Subscriber};
 use zenoh::qos::{CongestionControl, Priority};
 
@@ -27,6 +28,8 @@ pub(crate) struct Topics {
     sequence: i64,
     payload: Vec<u8>,
     _trajectories: Option<Subscriber<()>>,
+    /// `refrain-bridge/<key>`: whoever sends trajectories knows that this is no recorder.
+    _there: Option<LivelinessToken>,
 }
 
 /// Frames on two keys, one frame a message: `<key>/command` to the device, `<key>/state` from it.
@@ -84,8 +87,10 @@ impl Session {
                 })
                 .wait()
         };
+        let there = |key: &str| self.0.liveliness().declare_token(format!("refrain-bridge/{key}")).wait();
         Ok(Topics {
             _trajectories: trajectories.map(subscribe).transpose()?,
+            _there: trajectories.map(there).transpose()?,
             states: states.map(|key| self.publisher(key)).transpose()?,
             publisher: self.0.zid().to_le_bytes(),
             newest,
