@@ -264,6 +264,9 @@ mod tests {
         assert_eq!(noted(&mut ladder, [101]), [(0, Step::Missed)]);
         assert_eq!(noted(&mut ladder, [20; 200]), [(199, Step::Up)], "patience has doubled");
         assert_eq!(noted(&mut ladder, [50; 1000]), [], "there is nothing above");
+        let mut busy = self::ladder();
+        assert_eq!(noted(&mut busy, [101]), [(0, Step::Missed)]);
+        assert_eq!(noted(&mut busy, [29; 1000]), [], "29 here is 72 above: no room");
         assert_eq!(noted(&mut ladder, [101; 3]), [(0, Step::Missed), (1, Step::Missed)], "nothing below");
         assert_eq!(noted(&mut ladder, [20; 99]), []);
         assert_eq!(ladder.at(), 2);

@@ -225,6 +225,77 @@ mod tests {
     use super::*;
     use crate::observation::{CameraCounts, Counts};
 
+    /// Every counter has a number of its own and must come out under its own name.
+    #[test]
+    fn every_counter_is_told_under_its_name() {
+        let mut tally = Tally { inference_failed: 1, inference_non_finite: 2, ..Tally::default() };
+        (tally.inference_outside, tally.engines_lost, tally.rung) = (3, 4, 1);
+        (tally.steps_down, tally.steps_up, tally.recorded) = (5, 6, (7, 8));
+        tally.control.events_lost = 9;
+        (tally.ticks.missed, tally.ticks.mode) = (10, Mode::Coasting);
+        let counts = &mut tally.control.counts;
+        (counts.chunks, counts.chunks_refused, counts.actions_skipped) = (11, 12, 13);
+        (counts.stops, counts.resets, counts.mode_changes) = (14, 15, 16);
+        counts.outcomes[Outcome::NonFinite as usize] = 17;
+        counts.outcomes[Outcome::OutsideWorkspace as usize] = 18;
+        let gate = &mut tally.control.gate;
+        (gate.position, gate.workspace, gate.velocity, gate.acceleration) = (21, 22, 23, 24);
+        (gate.stale_observation, gate.stale_chunk, gate.non_finite) = (25, 26, 27);
+        (gate.outside, gate.wrong_size) = (28, 29);
+        (0..31).for_each(|_| tally.shadow.add(&[1.0, 2.0], &[1.5, 2.0]));
+        tally.shadow.alone = 32;
+        tally.ticks.wake.record(1_500);
+        let mut observations = Counts { accepted: 33, ..Counts::default() };
+        observations.refused[4] = 34;
+        let page = text(&tally, &observations, &["good".into(), "fast".into()]);
+        for line in [
+            "mode{mode=\"Coasting\"} 1",
+            "mode{mode=\"Running\"} 0",
+            "plan{rung=\"0\",schedule=\"good\"} 0",
+            "plan{rung=\"1\",schedule=\"fast\"} 1",
+            "ticks_total{outcome=\"NonFinite\"} 17",
+            "ticks_total{outcome=\"OutsideWorkspace\"} 18",
+            "ticks_total{outcome=\"OutsideRange\"} 0",
+            "observations_refused_total{why=\"NoStamp\"} 34",
+            "gate_total{why=\"position\"} 21",
+            "gate_total{why=\"workspace\"} 22",
+            "gate_total{why=\"velocity\"} 23",
+            "gate_total{why=\"acceleration\"} 24",
+            "gate_total{why=\"stale_observation\"} 25",
+            "gate_total{why=\"stale_chunk\"} 26",
+            "gate_total{why=\"non_finite\"} 27",
+            "gate_total{why=\"outside\"} 28",
+            "gate_total{why=\"wrong_size\"} 29",
+            "observations_total 33",
+            "chunks_total 11",
+            "chunks_refused_total 12",
+            "actions_skipped_total 13",
+            "stops_total 14",
+            "resets_total 15",
+            "mode_changes_total 16",
+            "deadlines_missed_total 10",
+            "tick_events_lost_total 9",
+            "inference_failed_total 1",
+            "inference_non_finite_total 2",
+            "inference_outside_calibration_total 3",
+            "engines_lost_total 4",
+            "plan_steps_down_total 5",
+            "plan_steps_up_total 6",
+            "recorded_total 7",
+            "recording_lost_total 8",
+            "shadow_compared_total 31",
+            "shadow_alone_total 32",
+            "shadow_difference{joint=\"0\",what=\"last\"} 0.5",
+            "shadow_difference{joint=\"0\",what=\"mean\"} 0.5",
+            "shadow_difference{joint=\"1\",what=\"largest\"} 0",
+            "tick_wake_error_seconds_bucket{le=\"0.000002\"} 1",
+            "tick_work_seconds_count 0",
+        ] {
+            let line = format!("refrain_{line}");
+            assert!(page.lines().any(|l| l == line), "{line:?} is not in:\n{page}");
+        }
+    }
+
     #[test]
     fn the_newest_page_is_served_and_nothing_else() {
         let server = Server::start(([127, 0, 0, 1], 0).into()).unwrap();

@@ -6,8 +6,8 @@
 //! the workspace and in the joints' ranges. What it does not like it brakes for; it never passes it on, and it counts it by
 //! name.
 //!
-//! Guarantees, per joint and tick, up to the rounding of a subtraction: the command is finite; it is inside the position
-//! range and the workspace; consecutive commands differ by at most `velocity * period`; consecutive velocities by at most
+//! Guarantees, per joint and tick, up to rounding: the command is finite; it is inside the position range and the
+//! workspace; consecutive commands differ by at most `velocity * period`; consecutive velocities by at most
 //! `acceleration * period`; and from any state the command can be brought to rest without leaving the range. They
 //! hold because a speed is only allowed if braking from it, tick by tick, ends before the range does.
 //!

@@ -42,8 +42,8 @@ impl Watch {
             let (q, last) = (command[joint], self.last[joint]);
             let v = (q - last) / DT;
             let a = (v - self.velocity[joint]) / DT;
-            // Rounding of the two differences.
-            let noise = 8.0 * f64::EPSILON * q.abs().max(last.abs()).max(1.0);
+            // Rounding: of the differences, and of every tick of a braking, whose end is cut off where the range ends.
+            let noise = 1024.0 * f64::EPSILON * q.abs().max(last.abs()).max(1.0);
             let fine = q.is_finite()
                 && (l.position[0]..=l.position[1]).contains(&q)
                 && v.abs() <= l.velocity * (1.0 + 1e-12) + noise / DT
@@ -259,4 +259,19 @@ fn a_gripper_has_two_values_and_keeps_one_between_its_thresholds() {
     assert!(gate.at_rest() && gate.command()[0] == 0.08, "to hold is to keep");
     assert_eq!(gate.pass(Time::default(), &to(&[f64::NAN])), Verdict::Held(Reason::NonFinite));
     assert_eq!(gate.command()[0], 0.08);
+}
+
+/// Hundreds of ticks of braking, each rounded, overshoot the end of the range by some of them, which is cut off there.
+#[test]
+fn a_long_braking_ends_at_the_end_of_the_range() {
+    let mut gate = gate(&[limits([-1.0, 1.0], 50.0, 0.06)]);
+    gate.engage(&[-0.9]).unwrap();
+    let mut watch = Watch::new(&gate);
+    for (target, ticks) in [(3.0, 600), (-3.0, 900), (3.0, 2000)] {
+        for _ in 0..ticks {
+            gate.pass(Time::default(), &to(&[target]));
+            watch.check(gate.command()).unwrap();
+        }
+    }
+    assert!(gate.at_rest() && gate.command()[0] == 1.0, "{:?}", gate.command()[0]);
 }

@@ -146,7 +146,47 @@ fn measure(commands: &[Command], period: Nanos, score: f64) -> Ride {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use refrain_policies::plan::Plan;
+
     use super::*;
+    use crate::builtin;
+    use crate::chunk::Interpolation;
+    use crate::config::RobotConfig;
+    use crate::engine::cpu::CpuEngine;
+    use crate::join::Join;
+
+    /// An episode of the built-in policy.
+    fn ridden(join: Join, delay_ms: i64) -> Ride {
+        let package = Arc::new(builtin::package().unwrap());
+        let file = builtin::schedule().unwrap();
+        let schedule = file.check(&package.config, &package.weights_sha256()).unwrap();
+        let compile = if join == Join::Inpaint { Plan::joining } else { Plan::compile };
+        let plan = Arc::new(compile(&package.config, &schedule).unwrap());
+        let mut config = RobotConfig::parse(crate::demo::ROBOT).unwrap();
+        (config.control.interpolation, config.chunk.join) = (Interpolation::Linear, join);
+        let robot = config.resolve(&package.config).unwrap();
+        let engine = CpuEngine::new(Arc::clone(&package), plan, 1).unwrap();
+        let policy = Policy::new(package.config.clone(), Box::new(engine));
+        ride(&robot, policy, delay_ms * clock::MILLISECOND).unwrap()
+    }
+
+    #[test]
+    fn inpainted_chunks_join_without_a_jump_and_others_do_not() {
+        let mean = |jumps: &[f64]| jumps.iter().sum::<f64>() / jumps.len() as f64;
+        for delay_ms in [0, 100] {
+            let (switched, inpainted) = (ridden(Join::Switch, delay_ms), ridden(Join::Inpaint, delay_ms));
+            let rest = mean(&inpainted.rest.jumps);
+            let [jump, joined] = [&switched, &inpainted].map(|ride| mean(&ride.seams.jumps));
+            println!(
+                "{delay_ms} ms: switch {jump:.2}, inpaint {joined:.2}, its other ticks {rest:.2} px a tick"
+            );
+            assert!(inpainted.seams.jumps.len() > 5 && switched.seams.jumps.len() > 5);
+            assert!(joined < 2.0 * rest, "a seam moves {joined}, any other tick {rest}");
+            assert!(jump > 4.0 * joined, "switching moves {jump}, inpainting {joined}");
+        }
+    }
 
     #[test]
     fn seams_and_the_rest_are_told_apart() {

@@ -327,3 +327,89 @@ fn a_robot_is_explained_and_its_mistakes_are_named() {
     assert!(self::text(&output.stdout).contains("position = [0.0, 1.0]\nvelocity = 2.0"), "{output:?}");
     assert!(self::text(&output.stderr).contains("\"target_y\" has no limits"), "{output:?}");
 }
+
+/// What systemd is told until `word` comes.
+fn told(socket: &std::os::unix::net::UnixDatagram, word: &str) -> Vec<String> {
+    let (mut said, mut buffer) = (Vec::new(), [0; 256]);
+    while said.last().is_none_or(|last: &String| !last.contains(word)) {
+        let read = socket.recv(&mut buffer).unwrap_or_else(|e| panic!("{word}: {e}; {said:?}"));
+        said.push(text(&buffer[..read]));
+    }
+    said
+}
+
+/// `refrain run` as systemd starts and ends it, choosing its schedule, watched by `refrain top`, recorded and replayed.
+#[test]
+fn the_daemon_chooses_a_schedule_tells_systemd_and_ends_with_a_replayable_recording() {
+    let (folder, _) = folder(1);
+    let package = package(&folder);
+    std::fs::create_dir(package.join("schedules")).unwrap();
+    for name in ["ddpm100_late10.toml", "ddpm100_late20.toml"] {
+        let file = Path::new("schedules").join(name);
+        std::fs::copy(Path::new(SMALL).join(&file), package.join(&file)).unwrap();
+    }
+    // The pin as anyone computes it, with what is no part of the package beside it.
+    std::fs::write(package.join("notes.txt"), "mine").unwrap();
+    let pin = Command::new("sh")
+        .args(["-c", "find . -type f '(' -name '*.toml' -o -name '*.safetensors' ')' | LC_ALL=C sort | xargs sha256sum | sha256sum"])
+        .current_dir(&package)
+        .output()
+        .expect("a shell");
+    let pin = text(&pin.stdout)[..64].to_owned();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let example = include_str!("../../examples/pusht/robot.toml");
+    let socket = std::os::unix::net::UnixDatagram::bind(folder.path().join("notify")).unwrap();
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+    // Either every plan has the time it wants, or none has.
+    for (deadline_ms, words) in [
+        ("1e6", vec!["chosen: full", "ladder: full, "]),
+        ("800.001", vec!["full: p50", "does not fit", "chosen: ddpm100_late10"]),
+    ] {
+        let mut robot = example.to_owned();
+        for (from, to) in [
+            ("../../policies/pusht-small", path(&package)),
+            ("engine = \"auto\"", "engine = \"cpu\""),
+            ("schedule = \"full\"", "schedule = \"auto\""),
+            ("# sha256 = \"...\"", &format!("sha256 = {pin:?}")),
+            ("deadline_ms = 1000.0", &format!("deadline_ms = {deadline_ms}")),
+            ("tcp/127.0.0.1:7447", "tcp/127.0.0.1:0"),
+        ] {
+            assert!(robot.contains(from), "{from:?} is not in the example");
+            robot = robot.replace(from, to);
+        }
+        robot += &format!(
+            "\n[record]\nfolder = \"recordings{deadline_ms}\"\n[metrics]\nlisten = \"127.0.0.1:{port}\"\n"
+        );
+        let file = folder.path().join("robot.toml");
+        std::fs::write(&file, robot).unwrap();
+        let mut daemon = Command::new(env!("CARGO_BIN_EXE_refrain"))
+            .args(["run", path(&file), "--threads", "1"])
+            .env("NOTIFY_SOCKET", folder.path().join("notify"))
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("the binary runs");
+        assert_eq!(told(&socket, "READY=1").len(), 1, "ready is said first");
+        told(&socket, "WATCHDOG=1");
+        told(&socket, "WATCHDOG=1");
+        let screen = succeeds(&["top", "--once", &format!("127.0.0.1:{port}")]);
+        assert!(screen.contains("mode Warmup") && screen.contains("woke late"), "{screen}");
+        let end = Command::new("kill").arg(daemon.id().to_string()).status().expect("kill");
+        assert!(end.success());
+        told(&socket, "STOPPING=1");
+        let status = daemon.wait().expect("an end");
+        let mut said = String::new();
+        std::io::Read::read_to_string(daemon.stdout.as_mut().unwrap(), &mut said).unwrap();
+        assert!(status.success(), "{said}");
+        for word in words {
+            assert!(said.contains(word), "{word:?} is not in:\n{said}");
+        }
+        let recordings = folder.path().join(format!("recordings{deadline_ms}"));
+        let other = folder.path().join("other.toml");
+        std::fs::write(&other, std::fs::read_to_string(&file).unwrap().replace(&pin, &"0".repeat(64)))
+            .unwrap();
+        fails(&["run", path(&other)], &["policy.sha256: expected 0000", &pin]);
+        let log = std::fs::read_dir(recordings).unwrap().next().expect("a recording").unwrap().path();
+        let replayed = succeeds(&["replay", path(&log), "--engine", "cpu"]);
+        assert!(replayed.contains("the same, byte for byte"), "{replayed}");
+    }
+}

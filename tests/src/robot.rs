@@ -14,6 +14,7 @@ use refrain_runtime::config::{MessageKind, Robot, RobotConfig};
 use refrain_runtime::control::Mode;
 use refrain_runtime::daemon::Daemon;
 use refrain_runtime::engine::{Engine, EngineError};
+use refrain_runtime::ladder::Rungs;
 use refrain_runtime::policy::Policy;
 use refrain_runtime::record::Log;
 use refrain_runtime::report::Report;
@@ -142,10 +143,10 @@ impl Rig {
     }
 
     /// The same with a policy that is made around the engine double.
-    pub fn running(
+    pub fn running<P: Into<Rungs>>(
         change: impl FnOnce(&mut RobotConfig),
         log: Option<Log>,
-        policy: impl FnOnce(Double) -> Policy,
+        policy: impl FnOnce(Double) -> P,
     ) -> Self {
         let mut config = robot_config();
         change(&mut config);
