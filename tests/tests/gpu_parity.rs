@@ -243,6 +243,10 @@ fn the_same_input_gives_the_same_bits() {
     let a = run(&mut first);
     assert_eq!(a, run(&mut first));
     assert_eq!(a, run(&mut second));
+    let through_wgpu = Options { through_wgpu: true, ..options() };
+    let mut third = GpuEngine::new(&package, Arc::clone(&plan), &through_wgpu).expect("an engine");
+    assert!(!third.adapter().level.direct);
+    assert_eq!(a, run(&mut third), "commands recorded by wgpu and by the engine");
 }
 
 /// Quiet runs, sums and chains cost at most what the plan says, and joining saves something.
@@ -337,7 +341,10 @@ fn pipelines_are_kept() {
         std::fs::read_dir(folder.path()).expect("a folder").map(|f| f.expect("a file").path()).collect()
     };
     assert_eq!(files().len(), 1, "one file per adapter");
-    for damage in [&b"not a cache"[..], &[]] {
+    let mut flipped = std::fs::read(&files()[0]).expect("a file");
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 1;
+    for damage in [&b"not a cache"[..], &[], &flipped] {
         std::fs::write(&files()[0], damage).expect("a file");
         let mut gpu = GpuEngine::new(&package, Arc::clone(&plan), &with_cache).expect("an engine");
         let mut out = vec![f32::NAN; plan.trajectory.len()];

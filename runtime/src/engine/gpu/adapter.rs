@@ -1,7 +1,5 @@
 //! Adapters and devices: what there is, what it can do, what is asked of it.
 
-#![allow(unsafe_code, reason = "a pipeline cache is made from bytes of a file; see `Device::open`")]
-
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -39,6 +37,8 @@ pub struct Level {
     pub f16: bool,
     /// Buffers may be device-local and mapped at once.
     pub mappable: bool,
+    /// Commands go straight to the driver, without wgpu's bookkeeping (Vulkan).
+    pub direct: bool,
     /// Pipelines can be kept on disk.
     pub pipeline_cache: bool,
     /// Dispatches can be timed.
@@ -54,8 +54,8 @@ pub(super) struct Device {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
     pub(super) summary: AdapterSummary,
-    pub(super) cache: Option<wgpu::PipelineCache>,
-    cache_file: Option<PathBuf>,
+    /// Where compiled pipelines are kept.
+    pub(super) cache_file: Option<PathBuf>,
     trouble: Arc<Mutex<Option<EngineError>>>,
 }
 
@@ -69,10 +69,12 @@ fn backends() -> wgpu::Backends {
     wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12
 }
 
-/// One for the process: after some thirty, NVIDIA's driver finds no adapter any more.
-fn instance() -> &'static wgpu::Instance {
-    static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
-    INSTANCE.get_or_init(|| {
+/// The process's instance, kept once a device was opened: after some thirty, NVIDIA's driver finds no adapter any more.
+/// Where none is opened, its drivers are unloaded again.
+static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
+
+fn instance() -> wgpu::Instance {
+    INSTANCE.get().cloned().unwrap_or_else(|| {
         let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
         descriptor.backends = backends();
         descriptor.flags = wgpu::InstanceFlags::empty();
@@ -93,6 +95,7 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
                 .then_some((info.subgroup_min_size, info.subgroup_max_size)),
             f16: has(wgpu::Features::SHADER_F16),
             mappable: has(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
+            direct: info.backend == wgpu::Backend::Vulkan,
             pipeline_cache: has(wgpu::Features::PIPELINE_CACHE),
             timestamps: has(wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES),
             workgroup_memory: limits.max_compute_workgroup_storage_size,
@@ -109,6 +112,7 @@ impl Level {
             subgroups: None,
             f16: false,
             mappable: false,
+            direct: false,
             pipeline_cache: false,
             timestamps: false,
             workgroup_memory: limits.max_compute_workgroup_storage_size,
@@ -138,9 +142,10 @@ impl std::fmt::Display for Level {
         }
         write!(
             f,
-            ", f16 arithmetic {}, mappable primary buffers {}, pipeline cache {}, timestamps {}, {} B workgroup memory",
+            ", f16 arithmetic {}, mappable primary buffers {}, commands {}, pipeline cache {}, timestamps {}, {} B workgroup memory",
             word(self.f16),
             word(self.mappable),
+            if self.direct { "straight to the driver" } else { "through wgpu" },
             word(self.pipeline_cache),
             word(self.timestamps),
             self.workgroup_memory,
@@ -158,11 +163,12 @@ impl Device {
     /// Opens the adapter that the options name, or the fastest that is offered.
     pub(super) fn open(options: &Options) -> Result<Self, EngineError> {
         let instance = instance();
-        let adapter = choose(instance, options)?;
+        let adapter = choose(&instance, options)?;
         let mut summary = summary(&adapter);
         if options.downlevel {
             summary.level = summary.level.lowered();
         }
+        summary.level.direct &= !options.through_wgpu;
         let required_limits =
             if options.downlevel { wgpu::Limits::downlevel_defaults() } else { adapter.limits() };
         let descriptor = wgpu::DeviceDescriptor {
@@ -173,6 +179,7 @@ impl Device {
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
             .map_err(|e| EngineError::Device { adapter: summary.name.clone(), reason: e.to_string() })?;
+        INSTANCE.get_or_init(|| instance);
         let trouble: Arc<Mutex<Option<EngineError>>> = Arc::default();
         let report = Arc::clone(&trouble);
         device.on_uncaptured_error(Arc::new(move |error| note(&report, error.into())));
@@ -188,33 +195,9 @@ impl Device {
         let cache_file = options
             .pipeline_cache
             .as_deref()
-            .filter(|_| summary.level.pipeline_cache)
+            .filter(|_| summary.level.direct && summary.level.pipeline_cache)
             .and_then(|folder| cache_file(folder, &adapter));
-        let cache = cache_file.as_ref().map(|file| {
-            let data = std::fs::read(file).ok();
-            let descriptor = wgpu::PipelineCacheDescriptor {
-                label: Some("refrain"),
-                data: data.as_deref(),
-                fallback: true,
-            };
-            // SAFETY: the bytes come from a file that `keep_cache` wrote for this adapter into a folder of the
-            // user's; wgpu checks their header against adapter and driver, and falls back to an empty cache.
-            unsafe { device.create_pipeline_cache(&descriptor) }
-        });
-        Ok(Self { device, queue, summary, cache, cache_file, trouble })
-    }
-
-    /// Keeps compiled pipelines for the next start. Failing to do so only costs time, so it is not an error.
-    pub(super) fn keep_cache(&self) {
-        let Some((file, data)) = self.cache_file.as_ref().zip(self.cache.as_ref().and_then(|c| c.get_data()))
-        else {
-            return;
-        };
-        if std::fs::read(file).is_ok_and(|old| old == data) {
-            return;
-        }
-        let part = file.with_extension("part");
-        let _ = std::fs::write(&part, data).and_then(|()| std::fs::rename(&part, file));
+        Ok(Self { device, queue, summary, cache_file, trouble })
     }
 
     /// What went wrong since the last call.

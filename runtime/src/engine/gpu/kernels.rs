@@ -184,7 +184,30 @@ impl Kernel {
     }
 }
 
-/// Pipelines by kernel, made once.
+/// The arena, matrices, numbers, and an entry of the table of parameters: `bindings.wgsl`.
+pub(super) fn layout_entries(slot: usize) -> [wgpu::BindGroupLayoutEntry; 4] {
+    let storage = |binding, read_only| wgpu::BindGroupLayoutEntry {
+        binding,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer {
+            ty: wgpu::BufferBindingType::Storage { read_only },
+            has_dynamic_offset: false,
+            min_binding_size: None,
+        },
+        count: None,
+    };
+    let table = wgpu::BindGroupLayoutEntry {
+        ty: wgpu::BindingType::Buffer {
+            ty: wgpu::BufferBindingType::Uniform,
+            has_dynamic_offset: true,
+            min_binding_size: wgpu::BufferSize::new(slot as u64),
+        },
+        ..storage(3, true)
+    };
+    [storage(0, false), storage(1, true), storage(2, true), table]
+}
+
+/// Pipelines by kernel, made once through wgpu.
 pub(super) struct Pipelines {
     pub(super) bindings: wgpu::BindGroupLayout,
     layout: wgpu::PipelineLayout,
@@ -194,27 +217,9 @@ pub(super) struct Pipelines {
 
 impl Pipelines {
     pub(super) fn new(device: &wgpu::Device, slot: usize) -> Self {
-        let storage = |binding, read_only| wgpu::BindGroupLayoutEntry {
-            binding,
-            visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer {
-                ty: wgpu::BufferBindingType::Storage { read_only },
-                has_dynamic_offset: false,
-                min_binding_size: None,
-            },
-            count: None,
-        };
-        let table = wgpu::BindGroupLayoutEntry {
-            ty: wgpu::BindingType::Buffer {
-                ty: wgpu::BufferBindingType::Uniform,
-                has_dynamic_offset: true,
-                min_binding_size: wgpu::BufferSize::new(slot as u64),
-            },
-            ..storage(3, true)
-        };
         let bindings = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some("refrain"),
-            entries: &[storage(0, false), storage(1, true), storage(2, true), table],
+            entries: &layout_entries(slot),
         });
         let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some("refrain"),
@@ -252,7 +257,7 @@ impl Pipelines {
                 // Every kernel writes its workgroup memory before it reads it.
                 zero_initialize_workgroup_memory: false,
             },
-            cache: device.cache.as_ref(),
+            cache: None,
         });
         self.made.push((kernel, pipeline));
         self.made.len() - 1
@@ -260,10 +265,5 @@ impl Pipelines {
 
     pub(super) fn get(&self, index: usize) -> &wgpu::ComputePipeline {
         &self.made[index].1
-    }
-
-    /// The kernels in use.
-    pub(super) fn kernels(&self) -> impl Iterator<Item = &Kernel> {
-        self.made.iter().map(|(kernel, _)| kernel)
     }
 }

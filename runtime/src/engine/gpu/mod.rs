@@ -1,7 +1,7 @@
 //! The GPU engine: runs a plan through wgpu (Vulkan, Metal or DX12).
 //!
-//! Guarantees: pipelines, buffers and bind groups are made at load; an inference is one small upload, one command
-//! buffer and one small readback, and its command buffer is encoded while the one before runs. The same input and
+//! Guarantees: pipelines, buffers and bind groups are made at load; an inference is one small upload, one submission
+//! and one small readback, and its commands are encoded while the one before runs. The same input and
 //! noise give the same bits on the same adapter and driver: every output is summed in one fixed order, and no two
 //! workgroups meet inside a dispatch. Sums are f32 whatever the weights are.
 //!
@@ -14,10 +14,12 @@ mod kernels;
 mod params;
 mod profile;
 mod program;
+mod record;
 #[cfg(test)]
 mod tests;
 mod weights;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -28,8 +30,9 @@ use refrain_policies::plan::{Plan, Probe};
 
 use super::{Engine, EngineError};
 use adapter::Device;
-use kernels::Pipelines;
+use kernels::{Kernel, Pipelines};
 use program::{Dispatch, Program};
+use record::{Buffers, Recorder};
 use weights::Weights;
 
 pub use adapter::{AdapterSummary, Level};
@@ -82,6 +85,8 @@ pub struct Options {
     pub pipeline_cache: Option<PathBuf>,
     /// Use no more than a downlevel adapter offers, for tests of small GPUs.
     pub downlevel: bool,
+    /// Let wgpu record all commands, as where there is no Vulkan; for tests.
+    pub through_wgpu: bool,
     /// Fill the arena with NaN before load, so that reading what was never written shows; for tests.
     pub poison: bool,
 }
@@ -96,6 +101,7 @@ impl Default for Options {
             patience: PATIENCE,
             pipeline_cache: None,
             downlevel: false,
+            through_wgpu: false,
             poison: false,
         }
     }
@@ -107,16 +113,20 @@ pub struct GpuEngine {
     plan: Arc<Plan>,
     program: Program,
     pipelines: Pipelines,
-    /// Indices into `pipelines`, one per dispatch of an inference.
+    /// Where commands need not go through wgpu.
+    recorder: Option<Recorder>,
+    /// Indices into the recorder's pipelines, else into `pipelines`, one per dispatch of an inference.
     indices: Vec<usize>,
+    /// Index into `pipelines` of the kernel that does nothing.
+    idle: usize,
     /// One bind group per buffer of matrices.
     groups: Vec<wgpu::BindGroup>,
     arena: wgpu::Buffer,
     /// Upload, mapped between inferences.
     upload: wgpu::Buffer,
     readback: wgpu::Buffer,
-    /// The next inference's commands.
-    ahead: Option<wgpu::CommandBuffer>,
+    /// The next inference's commands; empty when there are none.
+    ahead: Vec<wgpu::CommandBuffer>,
     wait: Wait,
     patience: Duration,
     bytes: usize,
@@ -156,11 +166,7 @@ impl GpuEngine {
         }
 
         let mut pipelines = Pipelines::new(&device.device, program.table.slot);
-        let load: Vec<usize> = program.load.iter().map(|d| pipelines.index(&device, d.kernel)).collect();
-        let indices: Vec<usize> = program.infer.iter().map(|d| pipelines.index(&device, d.kernel)).collect();
-        device.check()?;
-        device.keep_cache();
-
+        let idle = pipelines.index(&device, program.idle.kernel);
         let storage = |label, bytes: &[u8]| filled(&device, label, wgpu::BufferUsages::STORAGE, bytes);
         let numbers = storage("vectors", bytemuck::cast_slice(&weights.numbers));
         let shards: Vec<wgpu::Buffer> = weights.shards.iter().map(|s| storage("matrices", s)).collect();
@@ -186,6 +192,9 @@ impl GpuEngine {
             wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
             false,
         );
+        let slot = program.table.slot;
+        let buffers = Buffers { arena: &arena, shards: &shards, numbers: &numbers, table: &table, slot };
+        let recorder = if device.summary.level.direct { Recorder::new(&device, &buffers)? } else { None };
         let groups = shards
             .iter()
             .map(|shard| {
@@ -201,7 +210,7 @@ impl GpuEngine {
                             resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                                 buffer: &table,
                                 offset: 0,
-                                size: wgpu::BufferSize::new(program.table.slot as u64),
+                                size: wgpu::BufferSize::new(slot as u64),
                             }),
                         },
                     ],
@@ -217,21 +226,39 @@ impl GpuEngine {
             plan,
             program,
             pipelines,
-            indices,
+            recorder,
+            indices: Vec::new(),
+            idle,
             groups,
             arena,
             upload,
             readback,
-            ahead: None,
+            ahead: Vec::new(),
             wait: options.wait,
             patience: options.patience,
             bytes,
         };
-        engine.load(&load, options.poison)?;
+        engine.load(options.poison)?;
         Ok(engine)
     }
 
-    fn load(&mut self, indices: &[usize], poison: bool) -> Result<(), EngineError> {
+    /// Index of a kernel's pipeline, which is made if need be.
+    fn index(&mut self, kernel: Kernel) -> Result<usize, EngineError> {
+        match &mut self.recorder {
+            Some(recorder) => recorder.index(&self.device.summary.level, kernel),
+            None => Ok(self.pipelines.index(&self.device, kernel)),
+        }
+    }
+
+    fn load(&mut self, poison: bool) -> Result<(), EngineError> {
+        let kernels = |dispatches: &[Dispatch]| dispatches.iter().map(|d| d.kernel).collect::<Vec<_>>();
+        let (load, infer) = (kernels(&self.program.load), kernels(&self.program.infer));
+        let load = load.into_iter().map(|k| self.index(k)).collect::<Result<Vec<_>, _>>()?;
+        self.indices = infer.into_iter().map(|k| self.index(k)).collect::<Result<_, _>>()?;
+        self.device.check()?;
+        if let Some(recorder) = &self.recorder {
+            recorder.keep_cache(&self.device);
+        }
         let queue = &self.device.queue;
         if poison {
             let nan = vec![f32::NAN; self.program.arena];
@@ -240,19 +267,19 @@ impl GpuEngine {
         for (at, values) in &self.program.constants {
             queue.write_buffer(&self.arena, 4 * *at as u64, bytemuck::cast_slice(values));
         }
-        let mut encoder = self.encoder();
-        self.encode(&mut encoder, &self.program.load, indices);
-        queue.submit([encoder.finish()]);
+        self.device.queue.submit(self.commands(&self.program.load, &load, false)?);
         self.finish()?;
-        self.ahead = Some(self.encode_inference());
+        self.ahead = self.inference()?;
         self.device.check()
     }
 
     /// Adapter, level and variants in one line, for people.
     pub fn describe(&self) -> String {
         let level = &self.device.summary.level;
+        let kernels: HashSet<Kernel> =
+            self.program.load.iter().chain(&self.program.infer).map(|d| d.kernel).collect();
         let through = |name: &str| {
-            let mut of = self.pipelines.kernels().filter(|k| k.name() == name).map(|k| k.subgroups(level));
+            let mut of = kernels.iter().filter(|k| k.name() == name).map(|k| k.subgroups(level));
             let first = of.next()?;
             let word = match (first, of.all(|other| other == first)) {
                 (_, false) => "both",
@@ -267,7 +294,7 @@ impl GpuEngine {
             "{}; {}; {} pipelines, {} dispatches, {:.1} MB",
             self.device.summary,
             sums.join(", "),
-            self.pipelines.kernels().count(),
+            kernels.len(),
             self.dispatches(),
             self.bytes as f64 / 1e6
         )
@@ -332,20 +359,42 @@ impl GpuEngine {
         }
     }
 
-    fn encode_inference(&self) -> wgpu::CommandBuffer {
+    /// Commands of dispatches; of an `inference`, between upload and readback.
+    fn commands(
+        &self,
+        dispatches: &[Dispatch],
+        indices: &[usize],
+        inference: bool,
+    ) -> Result<Vec<wgpu::CommandBuffer>, EngineError> {
         let mut encoder = self.encoder();
-        let p = &self.program;
-        encoder.copy_buffer_to_buffer(
-            &self.upload,
-            0,
-            &self.arena,
-            4 * p.upload_at as u64,
-            4 * p.upload as u64,
-        );
-        self.encode(&mut encoder, &p.infer, &self.indices);
-        let bytes = 4 * self.plan.trajectory.len() as u64;
-        encoder.copy_buffer_to_buffer(&self.arena, 4 * p.trajectory.at as u64, &self.readback, 0, bytes);
-        encoder.finish()
+        if inference {
+            let (to, bytes) = (4 * self.program.upload_at as u64, 4 * self.program.upload as u64);
+            encoder.copy_buffer_to_buffer(&self.upload, 0, &self.arena, to, bytes);
+        }
+        let mut commands = Vec::new();
+        if let Some(recorder) = &self.recorder {
+            // Through these wgpu knows that the buffers are in use, and as what.
+            let idle: Vec<Dispatch> =
+                (0..self.groups.len()).map(|shard| Dispatch { shard, ..self.program.idle }).collect();
+            self.encode(&mut encoder, &idle, &vec![self.idle; idle.len()]);
+            let mut direct = self.encoder();
+            recorder.record(&mut direct, dispatches, indices)?;
+            commands.extend([encoder.finish(), direct.finish()]);
+            encoder = self.encoder();
+        } else {
+            self.encode(&mut encoder, dispatches, indices);
+        }
+        if inference {
+            let (from, bytes) =
+                (4 * self.program.trajectory.at as u64, 4 * self.plan.trajectory.len() as u64);
+            encoder.copy_buffer_to_buffer(&self.arena, from, &self.readback, 0, bytes);
+        }
+        commands.push(encoder.finish());
+        Ok(commands)
+    }
+
+    fn inference(&self) -> Result<Vec<wgpu::CommandBuffer>, EngineError> {
+        self.commands(&self.program.infer, &self.indices, true)
     }
 
     /// Waits until everything submitted is done.
@@ -398,8 +447,10 @@ impl Engine for GpuEngine {
                 .copy_from_slice(bytemuck::cast_slice(&self.known));
         }
         self.upload.unmap();
-        let commands = self.ahead.take().unwrap_or_else(|| self.encode_inference());
-        self.device.queue.submit([commands]);
+        if self.ahead.is_empty() {
+            self.ahead = self.inference()?;
+        }
+        self.device.queue.submit(self.ahead.drain(..));
         // Both mappings complete with the inference: the result to be read, the upload to be written next.
         let left = Arc::new(AtomicU8::new(2));
         for (buffer, mode) in [(&self.readback, wgpu::MapMode::Read), (&self.upload, wgpu::MapMode::Write)] {
@@ -410,8 +461,9 @@ impl Engine for GpuEngine {
                 }
             });
         }
-        self.ahead = Some(self.encode_inference());
+        let ahead = self.inference();
         self.wait(&left)?;
+        self.ahead = ahead?;
         {
             let mapped = self.readback.get_mapped_range(..4 * trajectory.len() as u64).map_err(unmapped)?;
             trajectory.copy_from_slice(bytemuck::cast_slice(&mapped));

@@ -32,7 +32,10 @@ impl GpuEngine {
         let mut times: BTreeMap<String, (usize, f64)> = BTreeMap::new();
         let period = f64::from(self.device.queue.get_timestamp_period()) * 1e-3;
         let infer = self.program.infer.clone();
-        for (dispatches, indices) in infer.chunks(QUERIES - 1).zip(self.indices.chunks(QUERIES - 1)) {
+        let indices: Vec<usize> =
+            infer.iter().map(|d| self.pipelines.index(&self.device, d.kernel)).collect();
+        self.device.check()?;
+        for (dispatches, indices) in infer.chunks(QUERIES - 1).zip(indices.chunks(QUERIES - 1)) {
             let stamps = self.stamps(dispatches, indices)?;
             for (dispatch, pair) in dispatches.iter().zip(stamps.windows(2)) {
                 let entry = times.entry(dispatch.kernel.label(dispatch.groups)).or_default();
@@ -96,13 +99,13 @@ impl GpuEngine {
     /// dependent dispatches and readback set on this adapter. `infer` then gives no trajectory.
     pub fn emptied(mut self) -> Result<Self, EngineError> {
         let idle = self.program.idle;
-        let index = self.pipelines.index(&self.device, Kernel::Combine);
+        let index = self.index(idle.kernel)?;
         for (dispatch, at) in self.program.infer.iter_mut().zip(&mut self.indices) {
             *dispatch = idle;
             *at = index;
         }
         self.device.check()?;
-        self.ahead = Some(self.encode_inference());
+        self.ahead = self.inference()?;
         Ok(self)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use naga::valid::{Capabilities, ValidationFlags, Validator};
+use naga::valid::{ValidationFlags, Validator};
 use naga::{AddressSpace, StorageAccess, TypeInner};
 use refrain_policies::package::Package;
 use refrain_policies::plan::Plan;
@@ -13,11 +13,9 @@ use refrain_policies::schedule_file::ScheduleFile;
 use super::adapter::Level;
 use super::kernels::{Kernel, THREADS};
 use super::program::Program;
+use super::record::CAPABILITIES;
 use super::weights::{Tile, Weights};
 use super::{Precision, params};
-
-/// What wgpu grants on Vulkan, Metal and DX12, subgroups where there are some.
-const CAPABILITIES: Capabilities = Capabilities::SUBGROUP.union(Capabilities::SHADER_FLOAT16_IN_FLOAT32);
 
 /// A field of parameters: its name and its offset, bytes.
 type Field = (&'static str, usize);
@@ -43,6 +41,7 @@ fn level(subgroups: Option<(u32, u32)>, workgroup_memory: u32) -> Level {
         subgroups,
         f16: false,
         mappable: false,
+        direct: false,
         pipeline_cache: false,
         timestamps: false,
         workgroup_memory,
