@@ -69,17 +69,22 @@ fn backends() -> wgpu::Backends {
     wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12
 }
 
-/// The process's instance, kept once a device was opened: after some thirty, NVIDIA's driver finds no adapter any more.
-/// Where none is opened, its drivers are unloaded again.
-static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
-
+/// The process's one instance. It is kept where there is a GPU: after some thirty, NVIDIA's driver finds no adapter any
+/// more, and it does not survive being unloaded under a thread that has used it. Without, software drivers are unloaded.
 fn instance() -> wgpu::Instance {
-    INSTANCE.get().cloned().unwrap_or_else(|| {
-        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-        descriptor.backends = backends();
-        descriptor.flags = wgpu::InstanceFlags::empty();
-        wgpu::Instance::new(descriptor)
-    })
+    static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
+    if let Some(kept) = INSTANCE.get() {
+        return kept.clone();
+    }
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = backends();
+    descriptor.flags = wgpu::InstanceFlags::empty();
+    let instance = wgpu::Instance::new(descriptor);
+    let adapters = pollster::block_on(instance.enumerate_adapters(backends()));
+    if adapters.iter().any(|adapter| adapter.get_info().device_type != wgpu::DeviceType::Cpu) {
+        return INSTANCE.get_or_init(|| instance).clone();
+    }
+    instance
 }
 
 fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
@@ -179,7 +184,6 @@ impl Device {
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
             .map_err(|e| EngineError::Device { adapter: summary.name.clone(), reason: e.to_string() })?;
-        INSTANCE.get_or_init(|| instance);
         let trouble: Arc<Mutex<Option<EngineError>>> = Arc::default();
         let report = Arc::clone(&trouble);
         device.on_uncaptured_error(Arc::new(move |error| note(&report, error.into())));
