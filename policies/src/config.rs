@@ -11,6 +11,7 @@
 //! | D | width | O | observation size |
 //! | H | heads | N | denoised size: A, or A + O when inpainting |
 //! | S | condition tokens | To, Ta | observation steps, action steps |
+//! | E | width of a DiT's embedded timestep | | |
 
 use serde::{Deserialize, Serialize};
 
@@ -50,8 +51,8 @@ pub struct PolicyConfig {
     pub provenance: Provenance,
 }
 
-/// Shape of a `TransformerForDiffusion` denoiser (real-stanford/diffusion_policy).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Shape of a denoiser: `TransformerForDiffusion` (real-stanford/diffusion_policy), or a DiT.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Architecture {
     /// Transformer layers of the trunk.
@@ -77,6 +78,21 @@ pub struct Architecture {
     /// Only the Ta executed actions are denoised, not the whole horizon.
     #[serde(default)]
     pub pred_action_steps_only: bool,
+    /// The trunk is a DiT: conditioned by adaptive LayerNorm, without condition tokens and cross-attention.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dit: Option<Dit>,
+}
+
+/// What a DiT has besides (LeRobot's `multi_task_dit`): timestep and observation shift, scale and gate every block. Needs
+/// `time_as_cond` and `obs_as_cond`; there is no mask and no final LayerNorm.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dit {
+    /// Width E of the embedded timestep.
+    pub timestep_width: usize,
+    /// Base of the rotary positions of queries and keys; without it, there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotary_base: Option<f64>,
 }
 
 /// One vector signal with its names, units and normaliser.
@@ -151,6 +167,11 @@ impl Architecture {
     /// Tokens of the trunk: T, and one more where the timestep is a trunk token.
     pub fn trunk_tokens(&self) -> usize {
         self.tokens() + usize::from(!self.time_as_cond)
+    }
+
+    /// Whether the trunk attends to condition tokens.
+    pub fn has_cross_attention(&self) -> bool {
+        self.time_as_cond && self.dit.is_none()
     }
 
     /// S: condition tokens (the timestep first); 0 for an encoder-only trunk.
@@ -329,7 +350,7 @@ impl Architecture {
             found.push(format!("architecture.width: expected an even number, got {}", self.width));
         }
         if !self.pred_action_steps_only
-            && self.n_obs_steps.saturating_sub(1) + self.n_action_steps > self.horizon
+            && self.n_obs_steps.saturating_sub(1).saturating_add(self.n_action_steps) > self.horizon
         {
             found.push(format!(
                 "architecture.n_action_steps: {} steps from step {} on do not fit into horizon {}",
@@ -359,6 +380,36 @@ impl Architecture {
         if !self.time_as_cond && self.condition_layers > 0 {
             found
                 .push("architecture.condition_layers: an encoder-only trunk has no condition encoder".into());
+        }
+        if let Some(dit) = &self.dit {
+            self.dit_problems(dit, found);
+        }
+    }
+
+    fn dit_problems(&self, dit: &Dit, found: &mut Vec<String>) {
+        if !(self.time_as_cond && self.obs_as_cond) {
+            found.push("architecture.dit: needs time_as_cond = true and obs_as_cond = true".into());
+        }
+        if self.causal || self.condition_layers > 0 {
+            found.push("architecture.dit: needs causal = false and condition_layers = 0".into());
+        }
+        let width = dit.timestep_width;
+        if !((4..=MAX_WIDTH).contains(&width) && width.is_multiple_of(2)) {
+            found.push(format!(
+                "architecture.dit.timestep_width: expected an even number of 4 to {MAX_WIDTH}, got {width}"
+            ));
+        }
+        if let Some(base) = dit.rotary_base {
+            if !(base >= 1.0 && base.is_finite()) {
+                found.push(format!(
+                    "architecture.dit.rotary_base: expected a finite number of at least 1, got {base}"
+                ));
+            }
+            if self.heads > 0 && !(self.width / self.heads).is_multiple_of(2) {
+                let width = self.width / self.heads;
+                found
+                    .push(format!("architecture.dit.rotary_base: needs heads of an even width, got {width}"));
+            }
         }
     }
 }

@@ -113,6 +113,7 @@ mod tests {
             n_obs_steps: 1,
             n_action_steps: 1,
             pred_action_steps_only: false,
+            dit: None,
         }
     }
 

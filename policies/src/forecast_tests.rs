@@ -21,6 +21,7 @@ fn architecture() -> Architecture {
         n_obs_steps: 1,
         n_action_steps: 1,
         pred_action_steps_only: false,
+        dit: None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Importers: from other formats to a [`Package`]. Nothing from a file is ever executed.
 //!
 //! [`checkpoint`] reads `.ckpt` files of real-stanford/diffusion_policy; [`safetensors`](fn@safetensors) reads a
-//! `policy.toml` beside plain weights; [`lerobot`](fn@lerobot) says what is in the way of a LeRobot folder. What is not supported is
+//! `policy.toml` beside plain weights; [`lerobot`](fn@lerobot) reads a checkpoint folder of LeRobot. What is not supported is
 //! refused by name, all of it at once, and listed by [`supported`](fn@supported).
 
 mod archive;
@@ -35,6 +35,9 @@ use crate::package::{
 pub use lerobot::lerobot;
 pub use pickle::PickleError;
 pub use supported::page as supported;
+
+/// Where a checkpoint names no rate.
+const DEFAULT_RATE_HZ: f64 = 10.0;
 
 /// What the user decides; everything else comes from the file.
 #[derive(Clone, Debug, Default, PartialEq)]

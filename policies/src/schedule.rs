@@ -166,9 +166,9 @@ impl std::str::FromStr for Block {
     }
 }
 
-/// The blocks of a trunk, in order of execution. An encoder-only trunk has no cross-attention.
+/// The blocks of a trunk, in order of execution. An encoder-only trunk and a DiT have no cross-attention.
 pub fn blocks(architecture: &Architecture) -> Vec<Block> {
-    let kinds: &[BlockKind] = if architecture.time_as_cond {
+    let kinds: &[BlockKind] = if architecture.has_cross_attention() {
         &[BlockKind::SelfAttention, BlockKind::CrossAttention, BlockKind::FeedForward]
     } else {
         &[BlockKind::SelfAttention, BlockKind::FeedForward]

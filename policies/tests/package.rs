@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use half::f16;
-use refrain_policies::config::PolicyConfig;
+use refrain_policies::config::{Dit, PolicyConfig};
 use refrain_policies::package::{Package, PackageError, Tensor, TensorData, Weights, expected_tensors};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -118,6 +118,36 @@ fn shapes_of_every_variant() {
     assert_eq!(of(&encoder, "pos_emb"), Some(vec![1, 5, 4]));
     assert_eq!(of(&encoder, "cond_pos_emb"), None);
     assert_eq!(of(&encoder, "encoder.layers.0.norm2.weight"), Some(vec![4]));
+    let dit = shapes(&|c| {
+        c.architecture.causal = false;
+        c.architecture.dit = Some(Dit { timestep_width: 6, rotary_base: None });
+    });
+    assert_eq!(dit.len(), 3 + 8 + 8 + 2);
+    assert_eq!(of(&dit, "modulation.time.weight"), Some(vec![24, 6]));
+    // Two steps of three numbers.
+    assert_eq!(of(&dit, "modulation.observation.weight"), Some(vec![24, 6]));
+    assert_eq!(of(&dit, "encoder.layers.0.linear1.weight"), Some(vec![16, 4]));
+    assert_eq!(of(&dit, "ln_f.weight"), None);
+}
+
+#[test]
+fn a_dit_that_cannot_be_is_named() {
+    let mut config = small_config();
+    config.architecture.causal = true;
+    config.architecture.condition_layers = 2;
+    config.architecture.obs_as_cond = false;
+    config.architecture.heads = 4;
+    config.architecture.dit = Some(Dit { timestep_width: 3, rotary_base: Some(f64::NAN) });
+    let problems = config.problems().join("\n");
+    for part in [
+        "architecture.dit: needs time_as_cond = true and obs_as_cond = true",
+        "architecture.dit: needs causal = false and condition_layers = 0",
+        "architecture.dit.timestep_width: expected an even number of 4 to 8192, got 3",
+        "architecture.dit.rotary_base: expected a finite number of at least 1, got NaN",
+        "architecture.dit.rotary_base: needs heads of an even width, got 1",
+    ] {
+        assert!(problems.contains(part), "{part:?} is not in: {problems}");
+    }
 }
 
 #[test]

@@ -6,7 +6,8 @@
 
 use refrain_policies::package::Package;
 use refrain_policies::plan::{
-    Activation, Attention, BufferId, Combine, Embed, Head, LayerNorm, Linear, Matrix, Op, Plan, Vector, View,
+    Activation, Attention, BufferId, Combine, Embed, Gate, Head, LayerNorm, Linear, Matrix, Modulate,
+    Modulation, Op, Plan, Rotate, Vector, View,
 };
 use refrain_policies::sampler::SamplerStep;
 
@@ -95,7 +96,7 @@ impl<'a> Interpreter<'a> {
     fn run(&mut self, op: &Op, noise: &[f64]) {
         match op {
             Op::Timesteps { timesteps, table, output } => {
-                let table = self.vectors[table.0].clone();
+                let table = table.map_or_else(|| vec![0.0; output.cols], |t| self.vectors[t.0].clone());
                 let rows = timesteps.iter().flat_map(|t| embedding(*t, &table)).collect::<Vec<_>>();
                 self.write(output, &rows);
             }
@@ -104,6 +105,13 @@ impl<'a> Interpreter<'a> {
                 self.impose(trajectory, impose.as_ref());
             }
             Op::Linear(l) => self.linear(l),
+            Op::Silu { input, output } => {
+                let values: Vec<f64> = self.read(input).iter().map(|v| v / (1.0 + (-v).exp())).collect();
+                self.write(output, &values);
+            }
+            Op::Modulate(m) => self.modulate(m),
+            Op::Gate(g) => self.gate(g),
+            Op::Rotate(r) => self.rotate(r),
             Op::Attention(a) => self.attention(a),
             Op::Combine(c) => self.combine(c),
             Op::Embed(e) => {
@@ -165,6 +173,10 @@ impl<'a> Interpreter<'a> {
             *v *= match l.activation {
                 Activation::None => 1.0,
                 Activation::Gelu => 0.5 * (1.0 + libm::erf(*v / 2f64.sqrt())),
+                Activation::GeluTanh => {
+                    let z = (2.0 / std::f64::consts::PI).sqrt() * (*v + 0.044_715 * v.powi(3));
+                    0.5 * (1.0 + z.tanh())
+                }
                 Activation::Mish => v.exp().ln_1p().tanh(),
             };
         }
@@ -179,6 +191,50 @@ impl<'a> Interpreter<'a> {
             let sum: Vec<f64> = self.read(residual).iter().zip(&values).map(|(x, v)| x + v).collect();
             self.write(residual, &sum);
         }
+    }
+
+    fn modulation(&self, m: &Modulation) -> Vec<f64> {
+        self.read(&m.time).iter().zip(self.read(&m.observation)).map(|(t, o)| t + o).collect()
+    }
+
+    fn modulate(&mut self, m: &Modulate) {
+        let (shift, scale) = (self.modulation(&m.shift), self.modulation(&m.scale));
+        let mut x = self.read(&m.input);
+        for row in x.chunks_mut(shift.len()) {
+            let n = row.len() as f64;
+            let mean = row.iter().sum::<f64>() / n;
+            let deviation = (row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n + 1e-6).sqrt();
+            for (v, (scale, shift)) in row.iter_mut().zip(scale.iter().zip(&shift)) {
+                *v = (*v - mean) / deviation * (1.0 + scale) + shift;
+            }
+        }
+        self.write(&m.output, &x);
+    }
+
+    fn gate(&mut self, g: &Gate) {
+        let gate = self.modulation(&g.gate);
+        let branch = self.read(&g.input);
+        let values: Vec<f64> = branch.iter().zip(gate.iter().cycle()).map(|(v, gate)| v * gate).collect();
+        if let Some(output) = &g.output {
+            self.write(output, &values);
+        }
+        if let Some(residual) = &g.residual {
+            let sum: Vec<f64> = self.read(residual).iter().zip(&values).map(|(x, v)| x + v).collect();
+            self.write(residual, &sum);
+        }
+    }
+
+    fn rotate(&mut self, r: &Rotate) {
+        let (before, half) = (self.read(&r.tokens), r.depth / 2);
+        let after: Vec<f64> = (0..before.len())
+            .map(|at| {
+                let (row, c) = (at / r.tokens.cols, at % r.depth);
+                let angle = row as f64 * r.base.powf(-2.0 * (c % half) as f64 / r.depth as f64);
+                let turned = if c < half { -before[at + half] } else { before[at - half] };
+                before[at] * angle.cos() + turned * angle.sin()
+            })
+            .collect();
+        self.write(&r.tokens, &after);
     }
 
     fn attention(&mut self, a: &Attention) {
@@ -233,7 +289,9 @@ impl<'a> Interpreter<'a> {
 
     fn head(&mut self, h: &Head, input: &[f64], sampler: &SamplerStep, step: usize, noise: &[f64]) {
         let mut x = input.to_vec();
-        self.norm(&h.norm, &mut x);
+        if let Some(norm) = &h.norm {
+            self.norm(norm, &mut x);
+        }
         let model = self.product(&x, h.matrix.0, h.bias.0);
         if let Some(view) = &h.model {
             self.write(view, &model);

@@ -2,7 +2,7 @@
 //!
 //! Everything in f64, nothing hoisted, nothing folded, one step after the other, with a list of cached outputs per block.
 //! It shares no code with the plan, the interpreter or an engine. Sources: `TransformerForDiffusion` of
-//! real-stanford/diffusion_policy for the model, arXiv 2506.13456 for the caches.
+//! real-stanford/diffusion_policy and LeRobot's `multi_task_dit` for the models, arXiv 2506.13456 for the caches.
 
 use std::collections::HashMap;
 
@@ -100,15 +100,20 @@ impl<'a> Model<'a> {
         }
         let x_positions = self.positions("pos_emb", x.len());
         add(&mut x, &x_positions);
-        let memory = if a.time_as_cond { self.memory(timestep, observation) } else { Vec::new() };
-        let stack = if a.time_as_cond { "decoder" } else { "encoder" };
+        let memory =
+            if a.time_as_cond && a.dit.is_none() { self.memory(timestep, observation) } else { Vec::new() };
+        let stack = if a.time_as_cond && a.dit.is_none() { "decoder" } else { "encoder" };
+        let modulation = a.dit.as_ref().map(|dit| self.modulation(dit.timestep_width, timestep, observation));
         let mut blocks = Vec::new();
         for (block, cells) in schedule.rows() {
             let cache = caches.entry(*block).or_default();
             let branch = match &cells[k] {
                 Cell::Update => {
-                    let output =
-                        self.block(&format!("{stack}.layers.{}", block.layer), block.kind, &x, &memory);
+                    let prefix = format!("{stack}.layers.{}", block.layer);
+                    let output = match &modulation {
+                        Some(modulation) => self.dit_block(&prefix, *block, &x, modulation),
+                        None => self.block(&prefix, block.kind, &x, &memory),
+                    };
                     cache.push(output.clone());
                     blocks.push((*block, output.clone()));
                     output
@@ -134,7 +139,10 @@ impl<'a> Model<'a> {
         {
             *x += f64::from(*correction);
         }
-        let model = self.linear(&self.norm(&x, "ln_f"), "head");
+        let model = match a.dit {
+            Some(_) => self.linear(&x, "head"),
+            None => self.linear(&self.norm(&x, "ln_f"), "head"),
+        };
         Step { memory, blocks, model }
     }
 
@@ -177,6 +185,65 @@ impl<'a> Model<'a> {
         }
     }
 
+    /// Shifts, scales and gates of all layers, `[6 D layers]`.
+    fn modulation(&self, width: usize, timestep: usize, observation: &Rows) -> Vec<f64> {
+        let silu = |x: &Rows| -> Rows {
+            x.iter().map(|row| row.iter().map(|v| v / (1.0 + (-v).exp())).collect()).collect()
+        };
+        let mut token = vec![sinusoid(timestep, width)];
+        for layer in ["time_emb.0", "time_emb.2"] {
+            token = self.linear(&token, layer);
+            token.iter_mut().flatten().for_each(|v| *v *= 0.5 * (1.0 + libm::erf(*v / 2f64.sqrt())));
+        }
+        let mut sum = self.linear(&silu(&token), "modulation.time");
+        let observed = vec![observation.iter().flatten().copied().collect()];
+        add(&mut sum, &self.linear(&silu(&observed), "modulation.observation"));
+        sum.remove(0)
+    }
+
+    fn dit_block(&self, prefix: &str, block: Block, x: &Rows, modulation: &[f64]) -> Rows {
+        let width = self.config.architecture.width;
+        let first = 6 * block.layer + if block.kind == BlockKind::SelfAttention { 0 } else { 3 };
+        let part = |i: usize| &modulation[(first + i) * width..][..width];
+        let (shift, scale, gate) = (part(0), part(1), part(2));
+        let modulated = |row: &Vec<f64>| {
+            let mean = row.iter().sum::<f64>() / row.len() as f64;
+            let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / row.len() as f64;
+            let deviation = (variance + 1e-6).sqrt();
+            let parts = row.iter().zip(scale.iter().zip(shift));
+            parts.map(|(v, (scale, shift))| (v - mean) / deviation * (1.0 + scale) + shift).collect()
+        };
+        let input: Rows = x.iter().map(modulated).collect();
+        let mut branch = if block.kind == BlockKind::SelfAttention {
+            self.attention(&format!("{prefix}.self_attn"), &input, &input, None)
+        } else {
+            let mut hidden = self.linear(&input, &format!("{prefix}.linear1"));
+            for v in hidden.iter_mut().flatten() {
+                let z = (2.0 / std::f64::consts::PI).sqrt() * (*v + 0.044_715 * v.powi(3));
+                *v *= 0.5 * (1.0 + z.tanh());
+            }
+            self.linear(&hidden, &format!("{prefix}.linear2"))
+        };
+        branch.iter_mut().for_each(|row| row.iter_mut().zip(gate).for_each(|(v, gate)| *v *= gate));
+        branch
+    }
+
+    /// Rotary positions: the first half of a head's numbers are real parts, the second half imaginary ones.
+    fn rotate(&self, x: &mut Rows, base: f64) {
+        let depth = self.config.architecture.width / self.config.architecture.heads;
+        for (position, row) in x.iter_mut().enumerate() {
+            for head in row.chunks_mut(depth) {
+                let (real, imaginary) = head.split_at_mut(depth / 2);
+                for (i, (real, imaginary)) in real.iter_mut().zip(imaginary).enumerate() {
+                    let angle = position as f64 * base.powf(-2.0 * i as f64 / depth as f64);
+                    let before = (*real, *imaginary);
+                    *real = before.0 * angle.cos() - before.1 * angle.sin();
+                    *imaginary = before.1 * angle.cos() + before.0 * angle.sin();
+                }
+            }
+        }
+    }
+
     fn self_attention(&self, prefix: &str, x: &Rows, ahead: Option<usize>) -> Rows {
         let x = self.norm(x, &format!("{prefix}.norm1"));
         self.attention(&format!("{prefix}.self_attn"), &x, &x, ahead)
@@ -201,7 +268,11 @@ impl<'a> Model<'a> {
         let part = |x: &Rows, i: usize| {
             product(x, &weight[i * width * width..][..width * width], &bias[i * width..][..width])
         };
-        let (query, key, value) = (part(from, 0), part(to, 1), part(to, 2));
+        let (mut query, mut key, value) = (part(from, 0), part(to, 1), part(to, 2));
+        if let Some(base) = self.config.architecture.dit.as_ref().and_then(|dit| dit.rotary_base) {
+            self.rotate(&mut query, base);
+            self.rotate(&mut key, base);
+        }
         let depth = width / heads;
         let mut attended = vec![vec![0.0; width]; from.len()];
         for (r, out) in attended.iter_mut().enumerate() {

@@ -1,10 +1,12 @@
 //! Random policies, schedules and inputs, from a seed.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::{Strategy, any};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use rand_distr::{Distribution, StandardNormal};
-use refrain_policies::config::{Architecture, PolicyConfig};
+use refrain_policies::config::{Architecture, Dit, PolicyConfig};
 use refrain_policies::package::{Dtype, Package, Tensor, TensorData, expected_tensors};
 use refrain_policies::schedule::{Block, Cell, Correction, Schedule, blocks};
 
@@ -68,11 +70,11 @@ pub fn config(
         "format = 1\nname = \"random\"\nrate_hz = 10.0\n{}{}[sampler]\nkind = \"{kind}\"\ninference_steps = {steps}\n\
          train_steps = {}\nbeta_schedule = \"linear\"\nbeta_start = 0.001\nbeta_end = 0.1\n\
          prediction_type = \"{prediction}\"\nclip_sample = {clip}\nclip_sample_range = 1.5\n\
-         variance_type = \"fixed_small\"\neta = {eta}\n[architecture]\n{}",
+         variance_type = \"fixed_small\"\neta = {eta}\n{}",
         signal("observation", observed),
         signal("action", actions),
         3 * steps,
-        toml::to_string(architecture).expect("an architecture is a table"),
+        toml::to_string(&BTreeMap::from([("architecture", architecture)])).expect("a table"),
     );
     toml::from_str(&text).unwrap_or_else(|e| panic!("{e}\n{text}"))
 }
@@ -159,6 +161,25 @@ pub fn architectures() -> impl Strategy<Value = Architecture> {
             n_obs_steps,
             n_action_steps: executed.min(room),
             pred_action_steps_only,
+            dit: None,
+        }
+    })
+}
+
+/// DiTs, with sizes that are multiples of nothing, with rotary positions and without.
+pub fn dits() -> impl Strategy<Value = Architecture> {
+    (architectures(), 2..7usize, any::<bool>()).prop_map(|(architecture, half, rotary)| {
+        // Rotary positions need heads of an even width.
+        let width = 2 * architecture.width;
+        let base = 3.0 + half as f64;
+        Architecture {
+            width,
+            condition_layers: 0,
+            causal: false,
+            time_as_cond: true,
+            obs_as_cond: true,
+            dit: Some(Dit { timestep_width: 2 * half, rotary_base: rotary.then_some(base) }),
+            ..architecture
         }
     })
 }

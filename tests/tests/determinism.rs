@@ -26,6 +26,7 @@ fn package(dtype: Dtype) -> Arc<Package> {
         n_obs_steps: 2,
         n_action_steps: 8,
         pred_action_steps_only: false,
+        dit: None,
     };
     Arc::new(random::package(random::config(&architecture, 7, 3, STEPS, 5), dtype, 5))
 }

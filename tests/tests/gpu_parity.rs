@@ -311,6 +311,7 @@ fn many_heads_agree() {
             n_obs_steps: 2,
             n_action_steps: 2,
             pred_action_steps_only: false,
+            dit: None,
         };
         let config = random::config(&architecture, 5, 3, 3, 1);
         assert_eq!(config.problems(), Vec::<String>::new());

@@ -32,6 +32,7 @@ fn inference_does_not_touch_the_allocator() {
         n_obs_steps: 2,
         n_action_steps: 8,
         pred_action_steps_only: false,
+        dit: None,
     };
     let steps = 12;
     let mixing = Architecture { condition_layers: 1, ..architecture.clone() };

@@ -17,7 +17,7 @@ use super::pickle::Pickle;
 use super::section::Section;
 use super::state::State;
 use super::tensors::Tensors;
-use super::{ImportError, Options, store, tasks};
+use super::{DEFAULT_RATE_HZ, ImportError, Options, store, tasks};
 use crate::config::{Architecture, FORMAT, PolicyConfig, Provenance};
 use crate::noise_schedule::BetaSchedule;
 use crate::package::{Package, Tensor, expected_tensors};
@@ -43,8 +43,6 @@ pub(super) const SCHEDULERS: [(&str, SamplerKind); 6] = [
 ];
 /// Keys of hydra's own that change nothing.
 const HYDRA: [&str; 2] = ["_convert_", "_recursive_"];
-/// Where the checkpoint names no rate.
-const DEFAULT_RATE_HZ: f64 = 10.0;
 
 /// Whether a tensor of the model follows from the architecture, or from nothing.
 pub(super) fn is_derived(name: &str) -> bool {
@@ -213,6 +211,7 @@ fn describe(tree: &Tree, problems: &RefCell<Vec<String>>) -> Described {
         n_obs_steps: policy.required("n_obs_steps"),
         n_action_steps: policy.required("n_action_steps"),
         pred_action_steps_only: policy.flag("pred_action_steps_only").unwrap_or(false),
+        dit: None,
     };
     if sees {
         trunk(&policy, &mut architecture, Defaults { layers: 8, heads: 4, width: 256, causal: true });

@@ -20,8 +20,6 @@ pub(super) fn signals(
             (signal(names, "px", observation), signal(action_names, "px", action))
         }
         _ => {
-            let numbered =
-                |name: &str, n: usize| -> Vec<String> { (0..n).map(|i| format!("{name}_{i}")).collect() };
             let low = inputs.iter().filter(|input| input.camera.is_none());
             let names = low.flat_map(|input| numbered(&input.key, input.size)).collect();
             (signal(names, "1", observation), signal(numbered("action", sizes.1), "1", action))
@@ -29,6 +27,12 @@ pub(super) fn signals(
     }
 }
 
-fn signal(names: Vec<String>, unit: &str, normalizer: Normalizer) -> Signal {
+/// `NAME_0`, `NAME_1` and so on.
+pub(super) fn numbered(name: &str, n: usize) -> Vec<String> {
+    (0..n).map(|i| format!("{name}_{i}")).collect()
+}
+
+/// A signal all of one unit.
+pub(super) fn signal(names: Vec<String>, unit: &str, normalizer: Normalizer) -> Signal {
     Signal { units: vec![unit.to_owned(); names.len()], names, normalizer }
 }

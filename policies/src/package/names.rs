@@ -1,11 +1,13 @@
 //! Names and shapes of a policy's tensors: the only place that knows them.
 //!
 //! Names are those of `TransformerForDiffusion` (real-stanford/diffusion_policy) without the `model.` prefix. Causal
-//! masks follow from the architecture and are not stored.
+//! masks follow from the architecture and are not stored. The parts that a DiT has too have the same names; besides there
+//! are `time_emb` (the timestep's perceptron) and `modulation`, all layers' adaptive LayerNorms in one: what the timestep
+//! and what the observation adds to shift, scale and gate of self-attention, then of feed-forward, layer after layer.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::config::PolicyConfig;
+use crate::config::{Dit, PolicyConfig};
 
 /// Tables of which the first rows are used: `[1, rows, D]`.
 pub(super) const POSITION_TABLES: [&str; 2] = ["pos_emb", "cond_pos_emb"];
@@ -21,6 +23,11 @@ pub fn expected_tensors(config: &PolicyConfig) -> Vec<(String, Vec<usize>)> {
     let mut list = List(Vec::new());
     list.linear("input_emb", d, n);
     list.add("pos_emb".into(), &[1, a.trunk_tokens(), d]);
+    if let Some(dit) = &a.dit {
+        list.dit(config, dit);
+        list.linear("head", n, d);
+        return list.0;
+    }
     if a.time_as_cond {
         list.add("cond_pos_emb".into(), &[1, a.condition_tokens(), d]);
         if a.obs_as_cond {
@@ -67,6 +74,21 @@ impl List {
         self.add(format!("{name}.in_proj_weight"), &[3 * d, d]);
         self.add(format!("{name}.in_proj_bias"), &[3 * d]);
         self.linear(&format!("{name}.out_proj"), d, d);
+    }
+
+    fn dit(&mut self, config: &PolicyConfig, dit: &Dit) {
+        let (a, e) = (&config.architecture, dit.timestep_width);
+        let (d, rows) = (a.width, 6 * a.width * a.layers);
+        self.linear("time_emb.0", 2 * e, e);
+        self.linear("time_emb.2", e, 2 * e);
+        self.linear("modulation.time", rows, e);
+        self.linear("modulation.observation", rows, a.n_obs_steps * config.condition_size());
+        for i in 0..a.layers {
+            let name = format!("encoder.layers.{i}");
+            self.attention(&format!("{name}.self_attn"), d);
+            self.linear(&format!("{name}.linear1"), a.feed_forward_width(), d);
+            self.linear(&format!("{name}.linear2"), d, a.feed_forward_width());
+        }
     }
 
     /// `nn.TransformerEncoderLayer`, or `nn.TransformerDecoderLayer` with cross-attention.

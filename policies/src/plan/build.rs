@@ -1,12 +1,13 @@
 //! From configuration and schedule to operations.
 
+mod dit;
 mod trunk;
 
 use std::collections::HashMap;
 
 use super::{
-    Activation, Attention, Buffer, BufferId, LayerNorm, Linear, Matrix, MatrixId, Op, Plan, PlanError, Probe,
-    Probed, Segment, Shape, Vector, VectorId, View, place,
+    Activation, Attention, Buffer, BufferId, LayerNorm, Linear, Matrix, MatrixId, Modulation, Op, Plan,
+    PlanError, Probe, Probed, Segment, Shape, Vector, VectorId, View, place,
 };
 use crate::config::PolicyConfig;
 use crate::sampler::SamplerStep;
@@ -62,9 +63,17 @@ pub(super) fn compile(
     let impose = (!a.obs_as_cond).then_some(observation);
     let known = options.known.then(|| b.buffer(shape.tokens, 1 + shape.actions));
 
-    let mut condition = b.condition_of_time(&samplers);
-    let load = std::mem::take(&mut b.ops);
-    b.condition_of_observation(&mut condition, observation);
+    let (condition, load) = if let Some(dit) = &a.dit {
+        let time = b.modulation_of_time(dit, &samplers);
+        let load = std::mem::take(&mut b.ops);
+        let observation = b.modulation_of_observation(observation);
+        (Condition { modulation: Some(Modulation { time, observation }), ..Condition::default() }, load)
+    } else {
+        let mut condition = b.condition_of_time(&samplers);
+        let load = std::mem::take(&mut b.ops);
+        b.condition_of_observation(&mut condition, observation);
+        (condition, load)
+    };
     let observe = std::mem::take(&mut b.ops);
     b.ops.push(Op::Start { trajectory, impose, known, signal: config.sampler.start_signal() });
     trunk::denoise(&mut b, condition, trunk::Ends { trajectory, impose, known }, samplers, schedule);
@@ -115,6 +124,8 @@ struct Condition {
     observation_keys: Vec<View>,
     /// Embedded observations with their positions, `[To, D]`; where tokens mix.
     observation_tokens: Option<View>,
+    /// What shifts, scales and gates the blocks of a DiT: `time` has a row per step, `[K, 6 D layers]`.
+    modulation: Option<Modulation>,
 }
 
 impl Builder<'_> {
@@ -212,7 +223,7 @@ impl Builder<'_> {
         let width = self.shape.width;
         let tokens = self.buffer(samplers.len(), width);
         let position = if a.time_as_cond { "cond_pos_emb" } else { "pos_emb" };
-        let table = self.vector(position, 0, width);
+        let table = Some(self.vector(position, 0, width));
         let timesteps = samplers.iter().map(|s| s.timestep).collect();
         self.ops.push(Op::Timesteps { timesteps, table, output: tokens });
         let mut condition = Condition { time_tokens: Some(tokens), ..Condition::default() };

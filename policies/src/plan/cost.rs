@@ -57,6 +57,10 @@ impl Plan {
         match op {
             Op::Timesteps { .. } | Op::Start { .. } => (0, 0),
             Op::Linear(l) => product(&l.input, l.matrix),
+            Op::Silu { output, .. } => (4 * output.len() as u64, 0),
+            Op::Modulate(m) => (9 * m.output.len() as u64, 0),
+            Op::Gate(g) => (2 * g.input.len() as u64, 0),
+            Op::Rotate(r) => (3 * r.tokens.len() as u64, 0),
             Op::Attention(a) => {
                 let keys: usize = a.segments.iter().map(|s| s.keys.rows).sum();
                 (4 * (a.query.len() * keys) as u64, 0)

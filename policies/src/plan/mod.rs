@@ -142,6 +142,8 @@ pub enum Activation {
     None,
     /// `0.5 v (1 + erf(v / sqrt 2))`.
     Gelu,
+    /// `0.5 v (1 + tanh(sqrt(2 / pi) (v + 0.044715 v^3)))`.
+    GeluTanh,
     /// `v tanh(ln(1 + e^v))`.
     Mish,
 }
@@ -174,6 +176,53 @@ pub struct Linear {
     pub output: Option<View>,
     /// `[R, C]`, added to.
     pub residual: Option<View>,
+}
+
+/// A row that is the sum of what depends on the timestep and what depends on the observation, `[1, D]` each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Modulation {
+    /// The timestep's part.
+    pub time: View,
+    /// The observation's part.
+    pub observation: View,
+}
+
+/// `output = norm(input) (1 + scale) + shift`: adaptive LayerNorm with epsilon 1e-6 (Peebles and Xie, 2023).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Modulate {
+    /// `[R, D]`.
+    pub input: View,
+    /// Added to every row.
+    pub shift: Modulation,
+    /// Multiplied with every row, after 1 is added.
+    pub scale: Modulation,
+    /// `[R, D]`, overwritten.
+    pub output: View,
+}
+
+/// `value = input gate`, then `output = value` and `residual += value`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gate {
+    /// `[R, D]`.
+    pub input: View,
+    /// Multiplied with every row.
+    pub gate: Modulation,
+    /// `[R, D]`, overwritten.
+    pub output: Option<View>,
+    /// `[R, D]`, added to.
+    pub residual: Option<View>,
+}
+
+/// Rotary positions (Su et al., 2021): in each head of depth d, numbers i and i + d/2 of row r turn by the angle
+/// `r base^(-2 i / d)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rotate {
+    /// `[R, n D]`: heads side by side, changed in place.
+    pub tokens: View,
+    /// Numbers of a head, even.
+    pub depth: usize,
+    /// Base of the frequencies.
+    pub base: f64,
 }
 
 /// Keys and values of some tokens.
@@ -233,8 +282,8 @@ pub struct Embed {
 pub struct Head {
     /// `[T, D]`; the stream ends here, so an engine may leave anything in it.
     pub input: View,
-    /// The final LayerNorm.
-    pub norm: LayerNorm,
+    /// The final LayerNorm, where there is one.
+    pub norm: Option<LayerNorm>,
     /// `[N, D]`.
     pub matrix: MatrixId,
     /// `[N]`.
@@ -272,7 +321,7 @@ pub enum Op {
         /// Training timesteps.
         timesteps: Vec<usize>,
         /// `[D]`, added to every row.
-        table: VectorId,
+        table: Option<VectorId>,
         /// `[K, D]`.
         output: View,
     },
@@ -289,6 +338,19 @@ pub enum Op {
     },
     /// Matrix product with what surrounds it.
     Linear(Linear),
+    /// `output = input sigmoid(input)`.
+    Silu {
+        /// `[R, C]`.
+        input: View,
+        /// `[R, C]`, overwritten.
+        output: View,
+    },
+    /// Adaptive LayerNorm.
+    Modulate(Modulate),
+    /// Gated branch.
+    Gate(Gate),
+    /// Rotary positions.
+    Rotate(Rotate),
     /// Attention.
     Attention(Attention),
     /// Weighted sum; a single term of weight 1 that overwrites is a copy.

@@ -1,6 +1,6 @@
 //! Dead-work removal and memory placement: what nobody reads is dropped, and every buffer gets its place.
 
-use super::{Buffer, BufferId, Head, Op, Plan, View};
+use super::{Buffer, BufferId, Gate, Head, Linear, Op, Plan, View};
 
 /// Every placed buffer starts on a cache line of f32s.
 const ALIGN: usize = 16;
@@ -16,6 +16,16 @@ pub(super) fn touched(op: &Op) -> (Vec<View>, Vec<View>) {
             std::iter::once(l.input).chain(l.residual).collect(),
             l.output.into_iter().chain(l.residual).collect(),
         ),
+        Op::Silu { input, output } => (vec![*input], vec![*output]),
+        Op::Modulate(m) => (
+            vec![m.input, m.shift.time, m.shift.observation, m.scale.time, m.scale.observation],
+            vec![m.output],
+        ),
+        Op::Gate(g) => (
+            [g.input, g.gate.time, g.gate.observation].into_iter().chain(g.residual).collect(),
+            g.output.into_iter().chain(g.residual).collect(),
+        ),
+        Op::Rotate(r) => (vec![r.tokens], vec![r.tokens]),
         Op::Attention(a) => (
             std::iter::once(a.query).chain(a.segments.iter().flat_map(|s| [s.keys, s.values])).collect(),
             vec![a.output],
@@ -51,9 +61,11 @@ pub(super) fn drop_dead(plan: &mut Plan) {
     for list in [&mut plan.denoise, &mut plan.observe, &mut plan.load] {
         let mut kept: Vec<Op> = Vec::with_capacity(list.len());
         for mut op in list.drain(..).rev() {
-            if let Op::Linear(l) = &mut op {
-                l.output = l.output.filter(|v| live[v.buffer.0]);
-                l.residual = l.residual.filter(|v| live[v.buffer.0]);
+            if let Op::Linear(Linear { output, residual, .. }) | Op::Gate(Gate { output, residual, .. }) =
+                &mut op
+            {
+                *output = output.filter(|v| live[v.buffer.0]);
+                *residual = residual.filter(|v| live[v.buffer.0]);
             }
             let (reads, writes) = touched(&op);
             if writes.iter().any(|v| live[v.buffer.0]) {

@@ -28,7 +28,7 @@ fn set(table: &mut toml::Table, section: &str, key: &str, value: impl Into<toml:
     table[section].as_table_mut().expect("a table").insert(key.into(), value.into());
 }
 
-/// The kinds of trunk: condition encoder as perceptron and as layers, inpainting, encoder only.
+/// The kinds of trunk: condition encoder as perceptron and as layers, inpainting, encoder only, DiT.
 fn kinds(steps: usize) -> Vec<PolicyConfig> {
     vec![
         config(steps, |_| ()),
@@ -38,7 +38,17 @@ fn kinds(steps: usize) -> Vec<PolicyConfig> {
             set(t, "architecture", "obs_as_cond", false);
             set(t, "architecture", "time_as_cond", false);
         }),
+        dit(steps),
     ]
+}
+
+fn dit(steps: usize) -> PolicyConfig {
+    config(steps, |t| {
+        set(t, "architecture", "causal", false);
+        let dit = toml::toml! { timestep_width = 6
+        rotary_base = 100.0 };
+        set(t, "architecture", "dit", dit);
+    })
 }
 
 /// Which block an operation ends, if any.
@@ -63,9 +73,14 @@ fn computed(plan: &Plan) -> Vec<String> {
     plan.ops().filter_map(|op| ended(plan, op)).collect()
 }
 
-/// Products that end a block and keep its output for later steps.
+/// Products, or gates, that end a block and keep its output for later steps.
 fn stores(plan: &Plan) -> usize {
-    let keeps = |op: &&Op| matches!(op, Op::Linear(l) if l.output.is_some()) && ended(plan, op).is_some();
+    let gated = count(plan, |op| matches!(op, Op::Gate(_))) > 0;
+    let keeps = |op: &&Op| match op {
+        Op::Gate(g) => g.output.is_some(),
+        Op::Linear(l) => !gated && l.output.is_some() && ended(plan, op).is_some(),
+        _ => false,
+    };
     plan.denoise.iter().filter(keeps).count()
 }
 
@@ -151,10 +166,11 @@ fn a_full_plan_computes_every_block_at_every_step() {
 
 #[test]
 fn a_full_plan_takes_no_more_memory_for_more_steps() {
-    // Only what depends on the timesteps grows: for a perceptron their keys and values.
+    // Only what depends on the timesteps grows: for a perceptron their keys and values, for a DiT its modulation.
     for (few, many) in kinds(4).iter().zip(kinds(40)) {
         let arena = |c: &PolicyConfig, k: usize| compile(c, &Schedule::full(&c.architecture, k)).arena;
-        let per_step = few.architecture.width * (1 + 2 * few.architecture.layers + 4 + 1);
+        let kept = if few.architecture.dit.is_some() { 6 } else { 2 };
+        let per_step = few.architecture.width * (1 + kept * few.architecture.layers + 4 + 1);
         let (few, many) = (arena(few, 4), arena(&many, 40));
         assert!(many <= few + 36 * per_step, "{many} numbers for 40 steps, {few} for 4");
     }
@@ -311,6 +327,23 @@ fn what_depends_on_timestep_or_observation_alone_leaves_the_loop() {
     let cross = "decoder.layers.0.multihead_attn.in_proj_weight";
     assert_eq!([&plan.load, &plan.observe, &plan.denoise].map(|ops| uses(ops, cross)), [1, 1, 9]);
     assert_eq!(uses(&plan.observe, "cond_obs_emb.weight"), 1);
+}
+
+#[test]
+fn the_modulation_of_a_dit_leaves_the_loop() {
+    let config = dit(9);
+    let plan = compile(&config, &Schedule::full(&config.architecture, 9));
+    let products = |ops: &[Op]| -> Vec<String> {
+        let of = |op: &Op| match op {
+            Op::Linear(l) => Some(plan.matrices[l.matrix.0].tensor.clone()),
+            _ => None,
+        };
+        ops.iter().filter_map(of).collect()
+    };
+    assert_eq!(products(&plan.load), ["time_emb.0.weight", "time_emb.2.weight", "modulation.time.weight"]);
+    assert_eq!(products(&plan.observe), ["modulation.observation.weight"]);
+    assert!(products(&plan.denoise).iter().all(|name| name.starts_with("encoder.layers.")));
+    assert_eq!(count(&plan, |op| matches!(op, Op::Gate(_))), 9 * blocks(&config.architecture).len());
 }
 
 #[test]

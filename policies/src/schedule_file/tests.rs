@@ -44,6 +44,7 @@ fn config() -> PolicyConfig {
             n_obs_steps: 2,
             n_action_steps: 2,
             pred_action_steps_only: false,
+            dit: None,
         },
         observation: signal(&["x", "y"]),
         action: signal(&["dx"]),

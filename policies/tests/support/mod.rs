@@ -334,6 +334,7 @@ pub(crate) fn small_config() -> PolicyConfig {
             n_obs_steps: 2,
             n_action_steps: 2,
             pred_action_steps_only: false,
+            dit: None,
         },
         observation: signal("obs", 3),
         action: signal("action", 2),

@@ -30,7 +30,8 @@ pub(super) struct Args {
     /// Licence of the weights, recorded in the package.
     #[arg(long)]
     license: Option<String>,
-    /// Folder with the encoders of a policy that sees, as `policies/train/export_encoder.py` writes them.
+    /// Folder with the encoders of a policy that sees, as `policies/train/export_encoder.py` writes them; for LeRobot also
+    /// with the text, by `policies/train/export_lerobot.py`.
     #[arg(long, value_name = "DIR")]
     encoder: Option<PathBuf>,
 }
@@ -58,7 +59,7 @@ impl Args {
             encoders: self.encoder,
         };
         let package = if checkpoint.is_dir() {
-            return Err(import::lerobot(checkpoint).into());
+            import::lerobot(checkpoint, &options)?
         } else if checkpoint.extension().is_some_and(|e| e == "safetensors") {
             import::safetensors(&checkpoint.with_file_name("policy.toml"), checkpoint, &options)?
         } else {

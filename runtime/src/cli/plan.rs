@@ -1,5 +1,6 @@
 //! `refrain plan`: what a policy and a schedule compile to.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use refrain_policies::plan::{Op, Plan};
@@ -58,6 +59,10 @@ fn kernel(op: &Op) -> &'static str {
         Op::Timesteps { .. } => "timesteps",
         Op::Start { .. } => "start",
         Op::Linear(_) => "linear",
+        Op::Silu { .. } => "silu",
+        Op::Modulate(_) => "modulate",
+        Op::Gate(_) => "gate",
+        Op::Rotate(_) => "rotate",
         Op::Attention(_) => "attention",
         Op::Combine(_) => "combine",
         Op::Embed(_) => "embed",
@@ -87,6 +92,8 @@ fn line(plan: &Plan, op: &Op) -> String {
         Op::Combine(c) => format!("{} terms{}", c.terms.len(), if c.accumulate { ", added" } else { "" }),
         Op::Head(h) => format!("step {}, timestep {}", h.step, h.sampler.timestep),
         Op::Quiet(q) => format!("steps {}..{}", q.head.step, q.head.step + q.samplers.len()),
+        Op::Rotate(r) => format!("{} tokens, {} heads", r.tokens.rows, r.tokens.cols / r.depth),
+        Op::Modulate(_) | Op::Gate(_) | Op::Silu { .. } => String::new(),
         Op::Timesteps { .. } | Op::Start { .. } | Op::Embed(_) => String::new(),
     };
     format!("{} {detail}", kernel(op))
@@ -100,10 +107,11 @@ fn summary(plan: &Plan) -> String {
     let mut out = String::new();
     let quiet: usize =
         plan.denoise.iter().map(|op| if let Op::Quiet(q) = op { q.samplers.len() } else { 0 }).sum();
-    let counts = ["linear", "attention", "combine", "embed", "head", "quiet", "start"].map(|name| {
-        let n = plan.observe.iter().chain(&plan.denoise).filter(|op| kernel(op) == name).count();
-        format!("{n} {name}")
-    });
+    let mut counted = BTreeMap::new();
+    for op in plan.observe.iter().chain(&plan.denoise) {
+        *counted.entry(kernel(op)).or_insert(0) += 1;
+    }
+    let counts: Vec<String> = counted.iter().map(|(name, n)| format!("{n} {name}")).collect();
     // Writing to a string cannot fail.
     let _ = writeln!(
         out,

@@ -88,6 +88,9 @@ pub enum EngineError {
         /// The adapter's limit.
         limit: usize,
     },
+    /// The policy's denoiser has operations that the GPU engine lacks.
+    #[error("the GPU engine does not run DiT denoisers yet: use --engine cpu")]
+    DitOnGpu,
     /// The GPU's memory is full.
     #[error("the GPU is out of memory: {0}; close other programs on it, or run on the CPU")]
     OutOfMemory(String),

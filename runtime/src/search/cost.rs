@@ -67,7 +67,9 @@ impl Counts {
                     counts[7] += 1;
                     counts[8] += combine.terms.len();
                 }
+                // These come with a block or a step that is counted.
                 Op::Timesteps { .. } | Op::Start { .. } | Op::Attention(_) | Op::Head(_) => {}
+                Op::Silu { .. } | Op::Modulate(_) | Op::Gate(_) | Op::Rotate(_) => {}
             }
         }
         Self(counts)

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{Builder, Condition};
-use crate::plan::{Combine, Embed, Head, Op, Probe, Probed, Quiet, Segment, View};
+use crate::plan::{Combine, Embed, Head, Modulation, Op, Probe, Probed, Quiet, Segment, View};
 use crate::sampler::SamplerStep;
 use crate::schedule::{BlockKind, Cell, Schedule};
 
@@ -161,9 +161,10 @@ impl Trunk<'_, '_> {
         if let Some(view) = model {
             self.b.probes.push(Probe { what: Probed::Model, step, view });
         }
+        let norm = self.condition.modulation.is_none().then(|| self.b.norm("ln_f"));
         Head {
             input,
-            norm: self.b.norm("ln_f"),
+            norm,
             matrix: self.b.matrix("head.weight", 0, s.denoised, s.width),
             bias: self.b.vector("head.bias", 0, s.denoised),
             step,
@@ -195,7 +196,7 @@ impl Trunk<'_, '_> {
         let ahead = a.causal.then_some(0);
         let ahead_of_memory = (a.causal && a.obs_as_cond).then_some(1);
         let mixes = a.condition_layers > 0 && a.obs_as_cond;
-        let decoder = a.time_as_cond;
+        let decoder = a.has_cross_attention();
         let rows = a.trunk_tokens();
         let x = self.b.buffer(rows, self.b.shape.width);
         let sum = leading.and_then(|(_, terms)| self.sum(&terms, cached));
@@ -219,13 +220,17 @@ impl Trunk<'_, '_> {
             }
             let output = self.b.buffer(rows, self.b.shape.width);
             let prefix = format!("{}.layers.{}", if decoder { "decoder" } else { "encoder" }, block.layer);
-            match block.kind {
-                BlockKind::SelfAttention => self.b.self_attention(&prefix, x, ahead, Some(output)),
-                BlockKind::CrossAttention => {
+            match (block.kind, self.condition.modulation) {
+                (_, Some(all)) => {
+                    let modulation = Modulation { time: all.time.rows(k, 1), ..all };
+                    self.b.dit_block(*block, modulation, x, output);
+                }
+                (BlockKind::SelfAttention, None) => self.b.self_attention(&prefix, x, ahead, Some(output)),
+                (BlockKind::CrossAttention, None) => {
                     let segments = self.segments(block.layer, k, memory);
                     self.b.cross_attention(&prefix, x, segments, ahead_of_memory, Some(output));
                 }
-                BlockKind::FeedForward => {
+                (BlockKind::FeedForward, None) => {
                     let norm = if decoder { "norm3" } else { "norm2" };
                     self.b.feed_forward(&prefix, norm, x, Some(output));
                 }

@@ -1,4 +1,4 @@
-//! Exponential, GELU and Mish on sixteen lanes.
+//! Exponential, GELU, SiLU and Mish on sixteen lanes.
 
 #![allow(unsafe_code, reason = "vector instructions; see `lanes`")]
 #![allow(clippy::undocumented_unsafe_blocks, reason = "every block rests on the contract of `Lanes`")]
@@ -42,6 +42,24 @@ pub(super) unsafe fn gelu<L: Lanes>(x: L::V) -> L::V {
     }
 }
 
+/// `x / (1 + e^-x)`.
+#[inline(always)]
+pub(super) unsafe fn silu<L: Lanes>(x: L::V) -> L::V {
+    unsafe { L::div(x, L::add(L::splat(1.0), exp::<L>(L::sub(L::splat(0.0), x)))) }
+}
+
+/// `0.5 x (1 + tanh(z))` with `z = sqrt(2 / pi) (x + 0.044715 x^3)`, as `x / (1 + e^(-2 z))`.
+#[inline(always)]
+pub(super) unsafe fn gelu_tanh<L: Lanes>(x: L::V) -> L::V {
+    // 2 sqrt(2 / pi)
+    const RATE: f32 = 1.595_769;
+    unsafe {
+        let cubic = L::fma(L::mul(x, x), L::splat(RATE * 0.044_715), L::splat(RATE));
+        let e = exp::<L>(L::sub(L::splat(0.0), L::mul(x, cubic)));
+        L::div(x, L::add(L::splat(1.0), e))
+    }
+}
+
 /// `x tanh(ln(1 + e^x))`, as `x n / (n + 2)` with `n = e^x (e^x + 2)`.
 #[inline(always)]
 pub(super) unsafe fn mish<L: Lanes>(x: L::V) -> L::V {
@@ -58,6 +76,7 @@ pub(super) unsafe fn activate<L: Lanes>(activation: Activation, x: L::V) -> L::V
         match activation {
             Activation::None => x,
             Activation::Gelu => gelu::<L>(x),
+            Activation::GeluTanh => gelu_tanh::<L>(x),
             Activation::Mish => mish::<L>(x),
         }
     }

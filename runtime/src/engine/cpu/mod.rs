@@ -10,6 +10,7 @@ mod floor;
 mod lanes;
 mod linear;
 mod math;
+mod modulation;
 mod product;
 mod program;
 mod team;

@@ -112,7 +112,7 @@ pub(super) unsafe fn pack<L: Lanes>(
         let mut moments = [(0f32, 1f32); LANES];
         if norm.is_some() {
             for (r, m) in moments.iter_mut().enumerate().take(n) {
-                *m = self::moments::<L>(input.add(r * stride), depth);
+                *m = self::moments::<L>(input.add(r * stride), depth, EPSILON);
             }
         }
         for k in (0..depth).step_by(LANES) {
@@ -133,9 +133,9 @@ pub(super) unsafe fn pack<L: Lanes>(
     }
 }
 
-/// Mean and reciprocal deviation of one row.
+/// Mean and reciprocal deviation of one row, `epsilon` added to the variance.
 #[inline(always)]
-pub(super) unsafe fn moments<L: Lanes>(row: *const f32, depth: usize) -> (f32, f32) {
+pub(super) unsafe fn moments<L: Lanes>(row: *const f32, depth: usize, epsilon: f32) -> (f32, f32) {
     unsafe {
         let mut sum = L::splat(0.0);
         for k in (0..depth).step_by(LANES) {
@@ -154,6 +154,6 @@ pub(super) unsafe fn moments<L: Lanes>(row: *const f32, depth: usize) -> (f32, f
             let d = *row.add(k) - mean;
             variance += d * d;
         }
-        (mean, 1.0 / (variance / depth as f32 + EPSILON).sqrt())
+        (mean, 1.0 / (variance / depth as f32 + epsilon).sqrt())
     }
 }

@@ -9,6 +9,7 @@ use super::arena::{Arena, Place};
 use super::attention::Attention;
 use super::lanes::{Isa, LANES};
 use super::linear::{Linear, Norm};
+use super::modulation::{self, Gate, Modulate, Rotate};
 use super::tokens::{self, Combine, Embed, Head, Impose, Known};
 use super::weights::CpuWeights;
 use crate::engine::EngineError;
@@ -30,6 +31,10 @@ enum Kernel {
     Timesteps { rows: Vec<Vec<f32>>, output: Place },
     Start { trajectory: Place, impose: Option<Impose>, known: Option<Known>, signal: f32 },
     Linear(Linear),
+    Silu { input: Place, output: Place },
+    Modulate(Modulate),
+    Gate(Gate),
+    Rotate(Rotate),
     Attention(Attention),
     Combine(Combine),
     Embed(Embed),
@@ -91,6 +96,10 @@ impl Kernel {
             Self::Timesteps { .. } => 1,
             Self::Start { trajectory, .. } => trajectory.rows,
             Self::Linear(l) => l.matrix.panels(),
+            Self::Silu { output, .. } => output.rows,
+            Self::Modulate(m) => m.input.rows,
+            Self::Gate(g) => g.input.rows,
+            Self::Rotate(r) => r.tokens.rows,
             Self::Attention(a) => a.heads,
             Self::Combine(c) => c.output.rows,
             Self::Embed(e) => e.trajectory.rows,
@@ -118,6 +127,10 @@ impl Kernel {
                 tokens::start(arena, trajectory, impose.as_ref(), known, noise, units)
             }
             Self::Linear(l) => l.run(isa, arena, units, scratch),
+            Self::Silu { input, output } => modulation::silu(isa, arena, input, output, units),
+            Self::Modulate(m) => m.run(isa, arena, units),
+            Self::Gate(g) => g.run(isa, arena, units),
+            Self::Rotate(r) => r.run(arena, units),
             Self::Attention(a) => a.run(isa, arena, units, scratch),
             Self::Combine(c) => c.run(isa, arena, units),
             Self::Embed(e) => e.run(isa, arena, units),
@@ -141,6 +154,14 @@ impl Resolver<'_> {
         Ok(self.weights.vector(&self.plan.vectors[id.0])?.into())
     }
 
+    fn norm(&self, norm: &plan::LayerNorm) -> Result<Norm, EngineError> {
+        Ok(Norm { gain: self.vector(norm.gain)?, bias: self.vector(norm.bias)? })
+    }
+
+    fn modulation(&self, m: &plan::Modulation) -> [Place; 2] {
+        [self.place(&m.time), self.place(&m.observation)]
+    }
+
     fn impose(&self, view: &plan::View) -> Impose {
         Impose { observation: self.place(view), column: self.plan.shape.actions }
     }
@@ -148,7 +169,7 @@ impl Resolver<'_> {
     fn kernel(&self, op: &Op) -> Result<Kernel, EngineError> {
         Ok(match op {
             Op::Timesteps { timesteps, table, output } => {
-                let table = self.vector(*table)?;
+                let table = table.map_or_else(|| Ok(vec![0.0; output.cols].into()), |id| self.vector(id))?;
                 let rows = timesteps.iter().map(|&t| tokens::sinusoid(t, &table)).collect();
                 Kernel::Timesteps { rows, output: self.place(output) }
             }
@@ -159,6 +180,22 @@ impl Resolver<'_> {
                 signal: *signal,
             },
             Op::Linear(l) => Kernel::Linear(self.linear(l)?),
+            Op::Silu { input, output } => {
+                Kernel::Silu { input: self.place(input), output: self.place(output) }
+            }
+            Op::Modulate(m) => Kernel::Modulate(Modulate {
+                input: self.place(&m.input),
+                shift: self.modulation(&m.shift),
+                scale: self.modulation(&m.scale),
+                output: self.place(&m.output),
+            }),
+            Op::Gate(g) => Kernel::Gate(Gate {
+                input: self.place(&g.input),
+                gate: self.modulation(&g.gate),
+                output: g.output.as_ref().map(|v| self.place(v)),
+                residual: g.residual.as_ref().map(|v| self.place(v)),
+            }),
+            Op::Rotate(r) => Kernel::Rotate(Rotate::new(self.place(&r.tokens), r.depth, r.base)),
             Op::Attention(a) => Kernel::Attention(Attention {
                 query: self.place(&a.query),
                 segments: a.segments.iter().map(|s| (self.place(&s.keys), self.place(&s.values))).collect(),
@@ -183,13 +220,9 @@ impl Resolver<'_> {
         let matrix = self.weights.matrix(&self.plan.matrices[l.matrix.0])?;
         let mut bias = self.weights.vector(&self.plan.vectors[l.bias.0])?;
         bias.resize(matrix.panels() * LANES, 0.0);
-        let norm = match &l.norm {
-            Some(norm) => Some(Norm { gain: self.vector(norm.gain)?, bias: self.vector(norm.bias)? }),
-            None => None,
-        };
         Ok(Linear {
             input: self.place(&l.input),
-            norm,
+            norm: l.norm.as_ref().map(|norm| self.norm(norm)).transpose()?,
             matrix,
             bias: bias.into(),
             activation: l.activation,
@@ -223,8 +256,7 @@ impl Resolver<'_> {
     ) -> Result<Head, EngineError> {
         Ok(Head {
             input: placed.then(|| self.place(&h.input)),
-            gain: self.vector(h.norm.gain)?,
-            bias: self.vector(h.norm.bias)?,
+            norm: h.norm.as_ref().map(|norm| self.norm(norm)).transpose()?,
             matrix: self.weights.flat(&self.plan.matrices[h.matrix.0])?.into(),
             offset: self.vector(h.bias)?,
             step: h.step,

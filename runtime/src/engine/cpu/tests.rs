@@ -13,8 +13,8 @@ use proptest::prelude::*;
 use refrain_policies::config::{Architecture, PolicyConfig};
 use refrain_policies::package::{Package, Tensor, TensorData, expected_tensors};
 use refrain_policies::plan::{
-    Activation, Attention, Buffer, BufferId, Combine, Embed, Head, LayerNorm, Linear, Matrix, MatrixId, Op,
-    Plan, Quiet, Segment, Shape, Vector, VectorId, View,
+    Activation, Attention, Buffer, BufferId, Combine, Embed, Gate, Head, LayerNorm, Linear, Matrix, MatrixId,
+    Modulate, Modulation, Op, Plan, Quiet, Rotate, Segment, Shape, Vector, VectorId, View,
 };
 use refrain_policies::sampler::SamplerStep;
 use refrain_policies::schedule::Schedule;
@@ -169,6 +169,12 @@ impl Case {
         LayerNorm { gain: self.vector(width), bias: self.vector(width) }
     }
 
+    /// Parts of wider rows, as those of a block are.
+    fn modulation(&mut self, width: usize) -> Modulation {
+        let mut part = || self.input(1, 3 * width).cols(width, width);
+        Modulation { time: part(), observation: part() }
+    }
+
     fn sampler(&mut self) -> SamplerStep {
         SamplerStep {
             timestep: 0,
@@ -245,7 +251,9 @@ proptest! {
     fn linear_is_its_definition(
         (rows, depth, columns) in (1..41usize, 1..71usize, 1..71usize),
         (half, norm, table, output, residual) in any::<(bool, bool, bool, bool, bool)>(),
-        activation in prop::sample::select(vec![Activation::None, Activation::Gelu, Activation::Mish]),
+        activation in prop::sample::select(vec![
+            Activation::None, Activation::Gelu, Activation::GeluTanh, Activation::Mish,
+        ]),
         seed in any::<u64>(),
     ) {
         let mut case = Case::new(seed, half, 1, 1);
@@ -285,6 +293,41 @@ proptest! {
     }
 
     #[test]
+    fn silu_modulate_gate_and_rotate_are_their_definitions(
+        (rows, width, heads, half) in (1..41usize, 1..71usize, 1..5usize, 1..20usize),
+        (output, residual) in any::<(bool, bool)>(),
+        seed in any::<u64>(),
+    ) {
+        for which in 0..4 {
+            let mut case = Case::new(seed, false, 1, 1);
+            let input = case.input(rows, width);
+            match which {
+                0 => {
+                    let output = case.output(rows, width);
+                    case.check(Op::Silu { input, output }, input)?;
+                }
+                1 => {
+                    let (shift, scale) = (case.modulation(width), case.modulation(width));
+                    let output = case.output(rows, width);
+                    case.check(Op::Modulate(Modulate { input, shift, scale, output }), input)?;
+                }
+                2 => {
+                    let gate = case.modulation(width);
+                    let output = (output || !residual).then(|| case.output(rows, width));
+                    let residual = residual.then(|| case.input(rows, width));
+                    case.check(Op::Gate(Gate { input, gate, output, residual }), gate.time)?;
+                }
+                _ => {
+                    // Queries and keys beside values that stay as they are.
+                    let depth = 2 * half;
+                    let tokens = case.input(rows, 3 * heads * depth).cols(0, 2 * heads * depth);
+                    case.check(Op::Rotate(Rotate { tokens, depth, base: 100.0 }), tokens)?;
+                }
+            }
+        }
+    }
+
+    #[test]
     fn combine_is_its_definition(
         (rows, columns, terms) in (1..41usize, 1..71usize, 1..9usize),
         accumulate in any::<bool>(),
@@ -300,7 +343,7 @@ proptest! {
     #[test]
     fn start_embed_head_and_quiet_are_their_definitions(
         (tokens, width, actions, observed) in (1..24usize, 2..71usize, 1..6usize, 1..6usize),
-        (half, inpaint, joins, sum, model) in any::<(bool, bool, bool, bool, bool)>(),
+        (half, inpaint, joins, sum, model, norm) in any::<(bool, bool, bool, bool, bool, bool)>(),
         (step, quiet_steps) in (0..3usize, 1..6usize),
         seed in any::<u64>(),
     ) {
@@ -324,7 +367,7 @@ proptest! {
             };
             let head = Head {
                 input: embed.output,
-                norm: case.norm(width),
+                norm: norm.then(|| case.norm(width)),
                 matrix: case.matrix(denoised, width),
                 bias: case.vector(denoised),
                 step,
@@ -362,7 +405,7 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let mut case = Case::new(seed, false, 1, 1);
-        let table = case.vector(2 * half_width);
+        let table = (seed % 2 == 0).then(|| case.vector(2 * half_width));
         let output = case.output(timesteps.len(), 2 * half_width);
         // The reference multiplies f32 frequencies with the timestep, and so does the kernel: an angle of 1000 is known to
         // 1e-4.

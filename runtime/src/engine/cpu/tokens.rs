@@ -9,7 +9,8 @@ use refrain_policies::sampler::SamplerStep;
 
 use super::arena::{Arena, Place};
 use super::lanes::{Isa, LANES, Lanes, dispatch};
-use super::product::moments;
+use super::linear::Norm;
+use super::product::{EPSILON, moments};
 
 /// The observation that is written over part of the trajectory, when inpainting.
 #[derive(Clone, Copy)]
@@ -41,8 +42,7 @@ pub(super) struct Embed {
 pub(super) struct Head {
     /// `[T, D]`; of a quiet run, not in the arena.
     pub(super) input: Option<Place>,
-    pub(super) gain: Arc<[f32]>,
-    pub(super) bias: Arc<[f32]>,
+    pub(super) norm: Option<Norm>,
     /// `[N, D]`.
     pub(super) matrix: Arc<[f32]>,
     /// `[N]`.
@@ -221,12 +221,14 @@ unsafe fn head_row<L: Lanes>(
     let t = &job.trajectory;
     // SAFETY: places lie inside the arena; `x` holds `width` numbers of this thread's; noise was checked.
     unsafe {
-        let (mean, scale) = moments::<L>(x, width);
-        for c in (0..width).step_by(LANES) {
-            let n = (width - c).min(LANES);
-            let centred = L::mul(L::sub(L::load_n(x.add(c), n), L::splat(mean)), L::splat(scale));
-            let gain = L::load_n(job.gain.as_ptr().add(c), n);
-            L::store_n(x.add(c), L::fma(centred, gain, L::load_n(job.bias.as_ptr().add(c), n)), n);
+        if let Some(norm) = &job.norm {
+            let (mean, scale) = moments::<L>(x, width, EPSILON);
+            for c in (0..width).step_by(LANES) {
+                let n = (width - c).min(LANES);
+                let centred = L::mul(L::sub(L::load_n(x.add(c), n), L::splat(mean)), L::splat(scale));
+                let gain = L::load_n(norm.gain.as_ptr().add(c), n);
+                L::store_n(x.add(c), L::fma(centred, gain, L::load_n(norm.bias.as_ptr().add(c), n)), n);
+            }
         }
         let sampler = &job.samplers[index];
         let trajectory = arena.base().add(t.at + row * t.stride);
@@ -296,7 +298,7 @@ unsafe fn quiet_rows<L: Lanes>(
     }
 }
 
-/// Sinusoidal embedding of a timestep plus a table row, `[D]`: sines in the first half, cosines in the second, with
+/// Sinusoidal embedding of a timestep plus a table row (or zeros), `[D]`: sines in the first half, cosines in the second, with
 /// frequencies `10000^(-i / (D/2 - 1))` (real-stanford's `SinusoidalPosEmb`).
 pub(in crate::engine) fn sinusoid(timestep: usize, table: &[f32]) -> Vec<f32> {
     let half = table.len() / 2;

@@ -173,7 +173,8 @@ impl<'a> Lower<'a, '_> {
 
     /// Gain times matrix `[N, D]`, and per number the two sums that stand for mean and bias `[N, 2]`.
     fn head(&mut self, h: &plan::Head) -> Result<(u32, u32), EngineError> {
-        let key = (h.matrix, h.norm.gain, h.bias);
+        let norm = h.norm.ok_or(EngineError::DitOnGpu)?;
+        let key = (h.matrix, norm.gain, h.bias);
         if let Some(&found) = self.heads.get(&key) {
             return Ok(found);
         }
@@ -183,7 +184,7 @@ impl<'a> Lower<'a, '_> {
             let v = &self.plan.vectors[id.0];
             self.weights.values(&v.tensor, v.first, v.len)
         };
-        let (gain, bias, offset) = (vector(h.norm.gain)?, vector(h.norm.bias)?, vector(h.bias)?);
+        let (gain, bias, offset) = (vector(norm.gain)?, vector(norm.bias)?, vector(h.bias)?);
         let mut sums = Vec::with_capacity(2 * m.rows);
         for (row, offset) in flat.chunks_mut(m.cols).zip(offset) {
             let shift: f64 = row.iter().zip(&bias).map(|(w, b)| f64::from(*w) * f64::from(*b)).sum();

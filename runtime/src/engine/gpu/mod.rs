@@ -5,7 +5,8 @@
 //! noise give the same bits on the same adapter and driver: every output is summed in one fixed order, and no two
 //! workgroups meet inside a dispatch. Sums are f32 whatever the weights are.
 //!
-//! Not here: falling back to the CPU, which is the caller's decision; adapters that only speak OpenGL.
+//! Not here: falling back to the CPU, which is the caller's decision; adapters that only speak OpenGL; the operations of a
+//! DiT (`silu`, `modulate`, `gate`, `rotate`, a head without LayerNorm), which are refused by name.
 
 mod adapter;
 mod chain;

@@ -181,12 +181,15 @@ impl<'a, 'b> Lower<'a, 'b> {
             }
             let (dispatch, used) = match ops[i] {
                 Op::Timesteps { timesteps, table, output } => {
-                    self.timesteps(timesteps, *table, output)?;
+                    self.timesteps(timesteps, table.ok_or(EngineError::DitOnGpu)?, output)?;
                     (None, 1)
                 }
                 Op::Linear(l) => {
                     let sum = ops.get(i + 1).and_then(|op| self.follows(l, op));
                     (Some(self.linear(l, sum)?), 1 + usize::from(sum.is_some()))
+                }
+                Op::Silu { .. } | Op::Modulate(_) | Op::Gate(_) | Op::Rotate(_) => {
+                    return Err(EngineError::DitOnGpu);
                 }
                 Op::Attention(a) => (Some(self.attention(a)), 1),
                 Op::Combine(c) => (Some(self.combine(c)), 1),
@@ -383,6 +386,7 @@ impl<'a, 'b> Lower<'a, 'b> {
                     Activation::None => 0,
                     Activation::Gelu => 1,
                     Activation::Mish => 2,
+                    Activation::GeluTanh => return Err(EngineError::DitOnGpu),
                 },
             },
             shard: packed.shard,

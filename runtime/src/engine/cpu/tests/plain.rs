@@ -2,7 +2,8 @@
 
 use refrain_policies::package::Package;
 use refrain_policies::plan::{
-    Activation, Attention, Combine, Embed, Head, LayerNorm, Linear, MatrixId, Op, Plan, VectorId, View,
+    Activation, Attention, Combine, Embed, Gate, Head, LayerNorm, Linear, MatrixId, Modulate, Modulation, Op,
+    Plan, Rotate, VectorId, View,
 };
 use refrain_policies::sampler::SamplerStep;
 
@@ -18,7 +19,8 @@ impl Plain<'_> {
     pub(super) fn run(&mut self, op: &Op) {
         match op {
             Op::Timesteps { timesteps, table, output } => {
-                let (table, half) = (self.vector(*table), output.cols / 2);
+                let table = table.map_or_else(|| vec![0.0; output.cols], |table| self.vector(table));
+                let half = output.cols / 2;
                 let mut rows = Vec::new();
                 for t in timesteps {
                     for (i, position) in table.iter().enumerate() {
@@ -36,6 +38,13 @@ impl Plain<'_> {
                 self.known(trajectory, known.as_ref(), *signal);
             }
             Op::Linear(l) => self.linear(l),
+            Op::Silu { input, output } => {
+                let values: Vec<f64> = self.read(input).iter().map(|v| v / (1.0 + (-v).exp())).collect();
+                self.write(output, &values);
+            }
+            Op::Modulate(m) => self.modulate(m),
+            Op::Gate(g) => self.gate(g),
+            Op::Rotate(r) => self.rotate(r),
             Op::Attention(a) => self.attention(a),
             Op::Combine(c) => self.combine(c),
             Op::Embed(e) => {
@@ -112,6 +121,10 @@ impl Plain<'_> {
             *v = match l.activation {
                 Activation::None => *v,
                 Activation::Gelu => *v * normal_below(*v),
+                Activation::GeluTanh => {
+                    0.5 * *v
+                        * (1.0 + (std::f64::consts::FRAC_2_PI.sqrt() * (*v + 0.044_715 * v.powi(3))).tanh())
+                }
                 Activation::Mish => *v * v.exp().ln_1p().tanh(),
             };
         }
@@ -125,6 +138,52 @@ impl Plain<'_> {
             let sum: Vec<f64> = self.read(residual).iter().zip(&value).map(|(x, v)| x + v).collect();
             self.write(residual, &sum);
         }
+    }
+
+    fn modulation(&self, m: &Modulation) -> Vec<f64> {
+        self.read(&m.time).iter().zip(self.read(&m.observation)).map(|(t, o)| t + o).collect()
+    }
+
+    fn modulate(&mut self, m: &Modulate) {
+        let (mut x, shift, scale) =
+            (self.read(&m.input), self.modulation(&m.shift), self.modulation(&m.scale));
+        for row in x.chunks_mut(m.input.cols) {
+            let mean = row.iter().sum::<f64>() / row.len() as f64;
+            let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / row.len() as f64;
+            for ((v, scale), shift) in row.iter_mut().zip(&scale).zip(&shift) {
+                *v = (*v - mean) / (variance + 1e-6).sqrt() * (1.0 + scale) + shift;
+            }
+        }
+        self.write(&m.output, &x);
+    }
+
+    fn gate(&mut self, g: &Gate) {
+        let gate = self.modulation(&g.gate);
+        let value: Vec<f64> =
+            self.read(&g.input).iter().zip(gate.iter().cycle()).map(|(v, gate)| v * gate).collect();
+        if let Some(output) = &g.output {
+            self.write(output, &value);
+        }
+        if let Some(residual) = &g.residual {
+            let sum: Vec<f64> = self.read(residual).iter().zip(&value).map(|(x, v)| x + v).collect();
+            self.write(residual, &sum);
+        }
+    }
+
+    /// As complex numbers: first half of a head the real parts, second half the imaginary ones.
+    fn rotate(&mut self, r: &Rotate) {
+        let (mut x, half) = (self.read(&r.tokens), r.depth / 2);
+        for (row, numbers) in x.chunks_mut(r.tokens.cols).enumerate() {
+            for head in numbers.chunks_mut(r.depth) {
+                for i in 0..half {
+                    let angle = row as f64 / r.base.powf(2.0 * i as f64 / r.depth as f64);
+                    let (real, imaginary) = (head[i], head[half + i]);
+                    head[i] = real * angle.cos() - imaginary * angle.sin();
+                    head[half + i] = real * angle.sin() + imaginary * angle.cos();
+                }
+            }
+        }
+        self.write(&r.tokens, &x);
     }
 
     fn attention(&mut self, a: &Attention) {
@@ -169,7 +228,9 @@ impl Plain<'_> {
     }
 
     fn head(&mut self, h: &Head, mut x: Vec<f64>, s: &SamplerStep, step: usize) {
-        self.norm(&mut x, &h.norm);
+        if let Some(norm) = &h.norm {
+            self.norm(&mut x, norm);
+        }
         let model = self.product(&x, h.matrix, h.bias);
         if let Some(view) = &h.model {
             self.write(view, &model);
