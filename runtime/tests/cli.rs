@@ -328,6 +328,16 @@ fn a_robot_is_explained_and_its_mistakes_are_named() {
     assert!(self::text(&output.stderr).contains("\"target_y\" has no limits"), "{output:?}");
 }
 
+/// A daemon that ends with its test.
+struct Daemon(std::process::Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// What systemd is told until `word` comes.
 fn told(socket: &std::os::unix::net::UnixDatagram, word: &str) -> Vec<String> {
     let (mut said, mut buffer) = (Vec::new(), [0; 256]);
@@ -382,23 +392,23 @@ fn the_daemon_chooses_a_schedule_tells_systemd_and_ends_with_a_replayable_record
         );
         let file = folder.path().join("robot.toml");
         std::fs::write(&file, robot).unwrap();
-        let mut daemon = Command::new(env!("CARGO_BIN_EXE_refrain"))
+        let daemon = Command::new(env!("CARGO_BIN_EXE_refrain"))
             .args(["run", path(&file), "--threads", "1"])
             .env("NOTIFY_SOCKET", folder.path().join("notify"))
             .stdout(std::process::Stdio::piped())
-            .spawn()
-            .expect("the binary runs");
+            .spawn();
+        let mut daemon = Daemon(daemon.expect("the binary runs"));
         assert_eq!(told(&socket, "READY=1").len(), 1, "ready is said first");
         told(&socket, "WATCHDOG=1");
         told(&socket, "WATCHDOG=1");
         let screen = succeeds(&["top", "--once", &format!("127.0.0.1:{port}")]);
         assert!(screen.contains("mode Warmup") && screen.contains("woke late"), "{screen}");
-        let end = Command::new("kill").arg(daemon.id().to_string()).status().expect("kill");
+        let end = Command::new("kill").arg(daemon.0.id().to_string()).status().expect("kill");
         assert!(end.success());
         told(&socket, "STOPPING=1");
-        let status = daemon.wait().expect("an end");
+        let status = daemon.0.wait().expect("an end");
         let mut said = String::new();
-        std::io::Read::read_to_string(daemon.stdout.as_mut().unwrap(), &mut said).unwrap();
+        std::io::Read::read_to_string(daemon.0.stdout.as_mut().unwrap(), &mut said).unwrap();
         assert!(status.success(), "{said}");
         for word in words {
             assert!(said.contains(word), "{word:?} is not in:\n{said}");
@@ -407,7 +417,13 @@ fn the_daemon_chooses_a_schedule_tells_systemd_and_ends_with_a_replayable_record
         let other = folder.path().join("other.toml");
         std::fs::write(&other, std::fs::read_to_string(&file).unwrap().replace(&pin, &"0".repeat(64)))
             .unwrap();
-        fails(&["run", path(&other)], &["policy.sha256: expected 0000", &pin]);
+        // It would run for ever.
+        let refused = Command::new("timeout")
+            .args(["20", env!("CARGO_BIN_EXE_refrain"), "run", path(&other)])
+            .output()
+            .expect("coreutils");
+        let error = text(&refused.stderr);
+        assert!(error.contains("policy.sha256: expected 0000") && error.contains(&pin), "{error}");
         let log = std::fs::read_dir(recordings).unwrap().next().expect("a recording").unwrap().path();
         let replayed = succeeds(&["replay", path(&log), "--engine", "cpu"]);
         assert!(replayed.contains("the same, byte for byte"), "{replayed}");
