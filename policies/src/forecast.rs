@@ -8,6 +8,7 @@
 //! | [`Forecast::Reuse`] | F0 | Block-wise Adaptive Caching, arXiv 2506.13456 |
 //! | [`Forecast::Taylor`], order 1 | F0 + x D, D = (F0 - F1) / (u0 - u1) | TaylorSeer, arXiv 2503.06923 |
 //! | [`Forecast::Taylor`], order 2 | F0 + x D + x^2 / 2 (D - D') / (u0 - u1), D' = (F1 - F2) / (u1 - u2) | the same |
+//! | [`Forecast::Line`] | F0 + share x D | order 1 with a share of its slope, found by action errors in `refrain search` |
 //! | [`Forecast::AdamsBashforth`] | mean of the order 1 forecast until the next update | the two-step Adams-Bashforth rule with variable steps |
 //! | [`Forecast::Fitted`] | the weights of F0, F1, .. that come closest in calibration | regularised least squares |
 //!
@@ -30,6 +31,11 @@ pub enum Forecast {
     Taylor {
         /// Order.
         order: usize,
+    },
+    /// A finite difference of order 1, damped.
+    Line {
+        /// Of the slope; 0 is reuse, 1 is order 1.
+        share: f64,
     },
     /// One value for all steps up to the next update, so that quiet steps stay fused.
     AdamsBashforth,
@@ -75,6 +81,7 @@ impl Forecast {
         match self {
             Self::Reuse => "reuse".into(),
             Self::Taylor { order } => format!("taylor{order}"),
+            Self::Line { share } => format!("line{share}"),
             Self::AdamsBashforth => "adams_bashforth".into(),
             Self::Fitted { outputs, .. } => format!("fitted{outputs}"),
         }
@@ -92,6 +99,10 @@ impl Forecast {
             }
             (Self::Taylor { order: 1.. }, [u0, u1, ..]) => {
                 let r = x / (u0 - u1) as f64;
+                vec![1.0 + r, -r]
+            }
+            (Self::Line { share }, [u0, u1, ..]) => {
+                let r = share * x / (u0 - u1) as f64;
                 vec![1.0 + r, -r]
             }
             (Self::AdamsBashforth, [u0, u1, ..]) => {

@@ -160,6 +160,18 @@ fn in_calibration_fitted_beats_every_preset_and_a_gate_never_hurts() {
 }
 
 #[test]
+fn a_line_lies_between_reuse_and_order_one() {
+    let with = |forecast| apply(&table(), None, |_, _| forecast).unwrap();
+    let line = |share| with(Forecast::Line { share });
+    assert_eq!(line(1.0), with(Forecast::Taylor { order: 1 }));
+    for step in [6, 8] {
+        let (half, whole) = (weights(&line(0.5), step), weights(&line(1.0), step));
+        assert!((half[0] - (1.0 + whole[0]) / 2.0).abs() < 1e-6 && half[1] == 1.0 - half[0], "{half:?}");
+        assert_eq!(weights(&line(0.0), step), [1.0, 0.0]);
+    }
+}
+
+#[test]
 fn feature_error_is_the_plain_definition() {
     let s = statistics(output);
     let schedule = apply(&table(), None, |_, _| Forecast::Taylor { order: 1 }).unwrap();

@@ -222,7 +222,7 @@ fn search_finds_a_schedule_that_runs_and_goes_on_where_it_was() {
     let own = "observations.safetensors";
     std::fs::copy(Path::new(SMALL).join(own), package.join(own)).unwrap();
     let search = ["search", path(&package), "--engine", "cpu", "--threads", "1", "--own-sampler"];
-    let search = [&search[..], &["--searched", "4", "--held-out", "2"]].concat();
+    let search = [&search[..], &["--searched", "4", "--validation", "2", "--held-out", "2"]].concat();
     let budget = ["--budget", "60", "--evaluations", "30", "--name", "found"];
     let said = succeeds(&[&search[..], &budget].concat());
     assert!(said.contains("found.toml") && said.contains("held-out"), "{said}");
@@ -272,8 +272,19 @@ fn the_demo_needs_no_file_and_pushes_the_t() {
     succeeds(&[&calibrate[..], &["--observations", path(&log), "--limit", "4", "--name", "seen"]].concat());
     let seen = std::fs::read_to_string(package.join("schedules/seen.toml")).unwrap();
     assert!(seen.contains("source = \"run.mcap\"") && seen.contains("observations = 4"), "{seen}");
-    let search =
-        ["search", path(&package), "--own-sampler", "--searched", "2", "--held-out", "1", "--engine", "cpu"];
+    let search = [
+        "search",
+        path(&package),
+        "--own-sampler",
+        "--searched",
+        "2",
+        "--validation",
+        "1",
+        "--held-out",
+        "1",
+        "--engine",
+        "cpu",
+    ];
     let few = ["--budget", "60", "--evaluations", "3", "--observations", path(&log)];
     assert!(succeeds(&[&search[..], &few].concat()).contains("search60.toml"));
     std::fs::write(&log, "no recording").unwrap();

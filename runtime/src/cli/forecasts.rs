@@ -150,9 +150,9 @@ impl Args {
     pub(super) fn run(self) -> Outcome {
         let package = load(&self.policy)?;
         let recorded = Recorded::read(&self.policy, self.observations.as_deref(), &package.config)?;
-        let observations = recorded.parts(self.fitted, self.held_out)?;
+        let parts = recorded.parts([Some(self.fitted), Some(0), Some(self.held_out)])?;
         let threads = self.threads.unwrap_or_else(|| crate::threads::parallelism().min(4)).max(1);
-        let study = Study::new(Arc::clone(&package), observations, self.held_out, 0, threads);
+        let study = Study::new(Arc::clone(&package), parts, 0, threads);
         let progress = Progress::new();
         let mut page = String::new();
         // Writing to a string cannot fail.

@@ -1,7 +1,7 @@
 //! Recorded observations, as calibration and search take them.
 //!
 //! The last third of a recording is held out from everything that finds schedules or fits weights, whatever is asked for,
-//! so that errors on it mean the same in every report.
+//! so that errors on it mean the same in every report. A search keeps the last quarter of the rest to choose among what it found.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,9 @@ use crate::record::{self, Message};
 
 /// The observations that a package brings along, for its own schedules.
 const OWN: &str = "observations.safetensors";
+
+/// Observations to search on, to choose with and held out where nothing else is asked for.
+const USUAL: [usize; 3] = [150, 75, 75];
 
 /// A recording: `obs_raw` [B,To,O] in raw units, or `condition` [B,To,F+O] of a policy with cameras.
 pub(super) struct Recorded {
@@ -123,24 +126,32 @@ impl Recorded {
         self.take(0..self.open(), limit.clamp(1, self.open()))
     }
 
-    /// Observations to search on, then as many as `held_out` of the held-out third; each evenly taken.
-    pub(super) fn parts(
-        &self,
-        searched: usize,
-        held_out: usize,
-    ) -> Result<Vec<Vec<f32>>, Box<dyn std::error::Error>> {
-        let (count, open) = (self.count(), self.open());
-        if searched == 0 || held_out == 0 || searched > open || held_out > count - open {
+    /// Where each part lies: what is searched on, what chooses among what was found, what is held out.
+    fn ranges(&self, validation: bool) -> [Range<usize>; 3] {
+        let open = self.open();
+        let searched = if validation { open - open / 4 } else { open };
+        [0..searched, searched..open, open..self.count()]
+    }
+
+    /// Observations to search on, to choose with and held out, each evenly taken from its part of the recording. A number that
+    /// is not asked for is the usual one, or what there is.
+    pub(super) fn parts(&self, asked: [Option<usize>; 3]) -> Result<[Vec<Vec<f32>>; 3], String> {
+        let ranges = self.ranges(asked[1] != Some(0));
+        let sizes = ranges.each_ref().map(|range| range.len());
+        let wrong = (0..3).any(|i| asked[i].is_some_and(|n| n > sizes[i] || (n == 0 && i != 1)));
+        if wrong || sizes[2] == 0 {
             return Err(format!(
-                "{}: expected 1 to {open} observations to search on and 1 to {} held out of its {count}, got {searched} and {held_out}; record more or ask for fewer",
+                "{}: expected 1 to {} observations to search on, at most {} to choose with and 1 to {} held out of its {}, got {}; record more or ask for fewer",
                 self.source,
-                count - open
-            )
-            .into());
+                sizes[0],
+                sizes[1],
+                sizes[2],
+                self.count(),
+                asked.iter().flatten().map(usize::to_string).collect::<Vec<_>>().join(", ")
+            ));
         }
-        let mut all = self.take(0..open, searched);
-        all.extend(self.take(open..count, held_out));
-        Ok(all)
+        let used = |i: usize| asked[i].unwrap_or(USUAL[i]).min(sizes[i]);
+        Ok([0, 1, 2].map(|i| self.take(ranges[i].clone(), used(i))))
     }
 
     /// What a schedule file says of it.
@@ -177,17 +188,24 @@ mod tests {
             r.config.observation.normalizer.unnormalize(&mut o);
             o[0].round() as usize
         };
-        for (searched, held_out) in [(1, 1), (3, 10), (20, 10), (7, 2)] {
-            let all: Vec<usize> = r.parts(searched, held_out).unwrap().iter().map(back).collect();
-            assert!(all[..searched].iter().all(|&i| i < 20), "{all:?}");
-            assert!(all[searched..].iter().all(|&i| i >= 20), "{all:?}");
-            let mut sorted = all.clone();
-            sorted.dedup();
-            assert_eq!(sorted, all, "each once");
+        for asked in [[1, 1, 1], [3, 0, 10], [20, 0, 10], [15, 5, 10], [7, 2, 2]] {
+            let parts = r.parts(asked.map(Some)).unwrap();
+            assert_eq!(parts.each_ref().map(Vec::len), asked);
+            let [searched, validation, held_out] =
+                parts.map(|part| part.iter().map(back).collect::<Vec<_>>());
+            let from = if asked[1] == 0 { 20 } else { 15 };
+            assert!(searched.iter().all(|&i| i < from), "{searched:?}");
+            assert!(validation.iter().all(|i| (15..20).contains(i)), "{validation:?}");
+            assert!(held_out.iter().all(|&i| i >= 20), "{held_out:?}");
+            for part in [searched, validation, held_out] {
+                assert!(part.windows(2).all(|w| w[0] < w[1]), "each once: {part:?}");
+            }
         }
         assert!(r.evenly(1000).iter().map(back).all(|i| i < 20));
-        for (searched, held_out) in [(0, 1), (1, 0), (21, 1), (1, 11)] {
-            assert!(r.parts(searched, held_out).is_err());
+        assert_eq!(r.parts([None; 3]).unwrap().map(|part| part.len()), [15, 5, 10], "as many as there are");
+        for asked in [[0, 1, 1], [1, 1, 0], [16, 1, 1], [21, 0, 1], [1, 6, 1], [1, 1, 11]] {
+            assert!(r.parts(asked.map(Some)).is_err(), "{asked:?}");
         }
+        assert!(recorded(2).parts([None; 3]).is_err(), "nothing to hold out");
     }
 }

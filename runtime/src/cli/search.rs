@@ -8,7 +8,7 @@ use std::sync::Arc;
 use refrain_policies::config::PolicyConfig;
 use refrain_policies::package::Package;
 use refrain_policies::plan::Plan;
-use refrain_policies::sampler::{SamplerConfig, SamplerKind};
+use refrain_policies::sampler::SamplerConfig;
 use refrain_policies::schedule::{self, Schedule};
 use refrain_policies::schedule_file::{Method, ScheduleFile};
 
@@ -28,6 +28,7 @@ use crate::noise;
 use crate::search::candidate::Candidate;
 use crate::search::cost::{self, Counts, KINDS, Prices};
 use crate::search::journal::Journal;
+use crate::search::samplers;
 use crate::search::study::{Part, Study};
 use crate::search::{Found, Search};
 
@@ -46,16 +47,20 @@ pub(super) struct Args {
     /// otherwise the package's own.
     #[arg(long, value_name = "FILE")]
     observations: Option<PathBuf>,
-    /// Observations to search on, evenly taken from the first part of the file.
-    #[arg(long, value_name = "B", default_value_t = 48)]
-    searched: usize,
-    /// Observations held out for the report, evenly taken from the last third of the file.
-    #[arg(long, value_name = "B", default_value_t = 32)]
-    held_out: usize,
+    /// Observations to search on, evenly taken from the first half of the file; otherwise 150, or what there is.
+    #[arg(long, value_name = "B")]
+    searched: Option<usize>,
+    /// Observations that choose among what the search found, evenly taken from what lies before the last third of the file;
+    /// otherwise 75, or what there is. 0: nothing chooses, and there is more to search on.
+    #[arg(long, value_name = "B")]
+    validation: Option<usize>,
+    /// Observations held out for the report, evenly taken from the last third of the file; otherwise 75, or what there is.
+    #[arg(long, value_name = "B")]
+    held_out: Option<usize>,
     /// Schedules to measure at most.
     #[arg(long, value_name = "N", default_value_t = 600)]
     evaluations: usize,
-    /// Episodes of Push-T that the best schedule of each kind of sampler is scored on; 0 ranks them by action error.
+    /// Episodes of Push-T that the best schedule of each family of samplers is scored on; 0 ranks them by action error.
     #[cfg(feature = "pusht")]
     #[arg(long, value_name = "N", default_value_t = 0)]
     episodes: usize,
@@ -103,14 +108,28 @@ const NOISY: f64 = 0.25;
 #[cfg(feature = "pusht")]
 const SCORED: u64 = 1 << 33;
 
+/// Weight of success beside score: over the same episodes its standard error is about four times as large.
+#[cfg(feature = "pusht")]
+const SUCCESS: f64 = 0.25;
+
+/// The best of a family of samplers.
+struct Finalist {
+    /// Smaller is better.
+    rank: f64,
+    found: Found,
+    schedule: Schedule,
+    /// Score and success in simulation.
+    played: Option<(f64, f64)>,
+}
+
 impl Args {
     pub(super) fn run(self) -> Outcome {
         let package = load(&self.policy)?;
         let config = package.config.clone();
         let recorded = Recorded::read(&self.policy, self.observations.as_deref(), &config)?;
-        let observations = recorded.parts(self.searched, self.held_out)?;
-        let (used, threads) = (self.searched, self.engine.threads());
-        let study = Study::new(Arc::clone(&package), observations, self.held_out, self.seed, threads);
+        let parts = recorded.parts([self.searched, self.validation, self.held_out])?;
+        let sizes = parts.each_ref().map(Vec::len);
+        let study = Study::new(Arc::clone(&package), parts, self.seed, self.engine.threads());
         let progress = Progress::new();
         let prices = self.prices(&package, &config, &progress)?;
         say!(
@@ -133,11 +152,7 @@ impl Args {
         };
         let blocks = schedule::blocks(&config.architecture).len();
         let most = self.budget.map_or(config.sampler.train_steps, |budget| budget / blocks);
-        let mut kinds = vec![config.sampler.kind];
-        if !self.own_sampler {
-            kinds
-                .extend([SamplerKind::Ddpm, SamplerKind::Ddim].iter().filter(|k| **k != config.sampler.kind));
-        }
+        let families = samplers::families(&config.sampler, most, self.own_sampler);
         let name = self.name.clone().unwrap_or_else(|| match (self.budget, self.deadline) {
             (Some(budget), _) => format!("search{budget}"),
             (None, deadline) => {
@@ -146,15 +161,18 @@ impl Args {
         });
         let path = self.journal.clone().unwrap_or_else(|| self.policy.join("schedules").join("search.jsonl"));
         let about = format!(
-            "search 2: weights {}, observations {} ({used}), seed {}",
+            "search 3: weights {}, observations {} {sizes:?}, seed {}",
             package.weights_sha256(),
             recorded.sha256,
             self.seed
         );
         let mut journal = Journal::open(&path, &about).map_err(|e| format!("{}: {e}", path.display()))?;
-        let mut best: Vec<(f64, Found, Schedule)> = Vec::new();
-        let share = self.evaluations / kinds.len();
-        for kind in kinds {
+        let mut best: Vec<Finalist> = Vec::new();
+        let (mut left, mut families_left) = (self.evaluations, families.len());
+        for family in families {
+            // What one does not use is there for those that follow.
+            let share = left / families_left;
+            families_left -= 1;
             let mut search = Search {
                 study: &study,
                 journal: &mut journal,
@@ -164,34 +182,41 @@ impl Args {
                 seen: HashSet::new(),
                 progress: &|line| progress.show(line),
             };
-            let Some(start) = search.start(kind, most)? else { continue };
-            let found = search.refine(start)?;
-            let schedule = found.candidate.schedule(&config.architecture, search.observed.as_ref())?;
-            let error = study.policy_error(&found.candidate.sampler, &schedule, Part::HeldOut)?;
-            best.push((error.mean, found, schedule));
+            let Some(start) = search.start(&family, most)? else { continue };
+            let stages = search.refine(start, family.retimed)?;
+            left -= share - search.evaluations;
+            let Some((found, schedule, _)) = search.choose(stages)? else { continue };
+            let part = if sizes[1] > 0 { Part::Validation } else { Part::Searched };
+            let error = study.policy_error(&found.candidate.sampler, &schedule, part)?;
+            best.push(Finalist { rank: error.mean, found, schedule, played: None });
         }
         drop(progress);
         #[cfg(feature = "pusht")]
         self.score(&package, &study, &mut best)?;
-        best.sort_by(|a, b| a.0.total_cmp(&b.0));
+        best.sort_by(|a, b| a.rank.total_cmp(&b.rank));
         if best.is_empty() {
             return Err(
                 "nothing fits: even one update of all blocks costs more; allow more time or computations"
                     .into(),
             );
         }
-        for (i, (_, found, schedule)) in best.iter().enumerate() {
+        let mut names = HashSet::new();
+        for (i, finalist) in best.iter().enumerate() {
+            let Finalist { found, schedule, .. } = finalist;
             let sampler = &found.candidate.sampler;
-            let name = if i == 0 { name.clone() } else { format!("{name}_{}", sampler.label()) };
+            let mut name = if i == 0 { name.clone() } else { format!("{name}_{}", sampler.label()) };
+            while !names.insert(name.clone()) {
+                name.push('b');
+            }
             let mut file = ScheduleFile::new(
                 &study.config(sampler),
                 &package.weights_sha256(),
                 schedule,
                 self.method(found)?,
             );
-            file.calibration = Some(recorded.data(used, self.seed));
+            file.calibration = Some(recorded.data(sizes[0] + sizes[1], self.seed));
             let ms = cost(sampler, schedule)?;
-            self.report(&study, found, schedule, ms, &mut file)?;
+            self.report(&study, finalist, ms, &mut file)?;
             let path = file.save(&self.policy, &name)?;
             say!(
                 "{}: {} block computations, {ms:.2} ms by the prices; action error against the full policy {:.4}, \
@@ -210,18 +235,18 @@ impl Args {
         Ok(())
     }
 
-    /// Plays episodes with all that was found and ranks it by score instead of error.
+    /// Plays episodes with all that was found and ranks it by score and success instead of error.
     #[cfg(feature = "pusht")]
-    fn score(&self, package: &Arc<Package>, study: &Study, best: &mut [(f64, Found, Schedule)]) -> Outcome {
+    fn score(&self, package: &Arc<Package>, study: &Study, best: &mut [Finalist]) -> Outcome {
         if self.episodes == 0 {
             return Ok(());
         }
-        for (rank, found, schedule) in best {
-            let sampler = &found.candidate.sampler;
+        for finalist in best {
+            let sampler = &finalist.found.candidate.sampler;
             let selected = Selected {
                 package: Arc::clone(package),
                 config: study.config(sampler),
-                schedule: schedule.clone(),
+                schedule: finalist.schedule.clone(),
                 name: sampler.label(),
                 joining: false,
                 coverage: None,
@@ -235,7 +260,8 @@ impl Args {
             let report = evaluate::run(&selected, &options, &self.engine.worker(), None)?;
             let ((score, spread), (success, doubt)) = (report.score, report.success);
             say!("{}: score {score:.3} +- {spread:.3}, success {success:.3} +- {doubt:.3}", sampler.label());
-            *rank = -score;
+            finalist.rank = -(score + SUCCESS * success);
+            finalist.played = Some((score, success));
         }
         Ok(())
     }
@@ -260,14 +286,8 @@ impl Args {
         Ok(method.with("evaluations", i64::try_from(self.evaluations)?))
     }
 
-    fn report(
-        &self,
-        study: &Study,
-        found: &Found,
-        schedule: &Schedule,
-        ms: f64,
-        file: &mut ScheduleFile,
-    ) -> Outcome {
+    fn report(&self, study: &Study, finalist: &Finalist, ms: f64, file: &mut ScheduleFile) -> Outcome {
+        let Finalist { found, schedule, .. } = finalist;
         let rounded = |value: f64| (value * 1e5).round() / 1e5;
         let sampler = &found.candidate.sampler;
         let mut put = |key: &str, value: f64| file.report.insert(key.into(), rounded(value).into());
@@ -280,6 +300,10 @@ impl Args {
             put(&format!("{label}_error_policy_rms"), policy.rms);
         }
         put("predicted_ms", ms);
+        if let Some((score, success)) = finalist.played {
+            put("search_score", score);
+            put("search_success", success);
+        }
         Ok(())
     }
 

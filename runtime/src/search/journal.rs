@@ -10,7 +10,7 @@ use refrain_policies::schedule::{Cell, Schedule};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::study::ActionError;
+use super::study::Errors;
 
 /// A file of measurements.
 pub struct Journal {
@@ -30,8 +30,8 @@ pub struct Entry {
     pub computations: usize,
     /// Steps with an update.
     pub steps: usize,
-    /// On the searched observations, against the full run of the same sampler.
-    pub error: ActionError,
+    /// On the first of the searched observations or all of them, against the full run of the same sampler.
+    pub errors: Errors,
 }
 
 /// Digest of everything that a candidate's error depends on besides the study.
@@ -78,9 +78,9 @@ impl Journal {
         Ok(journal)
     }
 
-    /// The error under this key.
-    pub fn get(&self, key: &str) -> Option<ActionError> {
-        self.known.get(key).map(|&i| self.entries[i].error)
+    /// The errors under this key that were put last.
+    pub fn get(&self, key: &str) -> Option<&Errors> {
+        self.known.get(key).map(|&i| &self.entries[i].errors)
     }
 
     /// All measurements.
@@ -89,19 +89,13 @@ impl Journal {
     }
 
     /// Adds a measurement.
-    pub fn put(
-        &mut self,
-        key: &str,
-        sampler: &str,
-        schedule: &Schedule,
-        error: ActionError,
-    ) -> io::Result<()> {
+    pub fn put(&mut self, key: &str, sampler: &str, schedule: &Schedule, errors: Errors) -> io::Result<()> {
         let entry = Entry {
             key: key.to_owned(),
             sampler: sampler.to_owned(),
             computations: schedule.updates(),
             steps: schedule.steps_with_updates(),
-            error,
+            errors,
         };
         writeln!(self.file, "{}", serde_json::to_string(&entry)?)?;
         self.remember(entry);

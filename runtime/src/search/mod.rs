@@ -1,35 +1,43 @@
 //! Search: the schedule with the smallest action error that costs no more than is allowed.
 //!
-//! For DDPM and for DDIM, each on its own:
+//! For each family of samplers ([`samplers::families`]: every step computed, the policy's own steps, other steps of which some are
+//! quiet, the other kind), on its own:
 //! 1. samplers with many steps or few, spread in several ways, each with the best of the late-dense family
 //!    ([`samplers`]); the best of them leaves out whole steps and moves timesteps where that helps;
 //! 2. update steps move, one at a time, by eight steps down to one;
-//! 3. each update chooses how its outputs are forecast, and whether a constant corrects them;
-//! 4. the computations that matter least, block by block, are traded for one more update step.
+//! 3. forecasts follow as much of their slope as serves ([`tune`]), each update chooses how its outputs are forecast, and
+//!    whether a constant corrects them;
+//! 4. the computations that matter least, block by block, are traded for one more update step, if there are evaluations left.
 //!
-//! The last three repeat until nothing gets better or the evaluations are used up. Every move is judged by the action
-//! error on the searched part of the observations. Deterministic: the same policy, observations, seed and budget give the
-//! same schedule; what was measured is kept in a journal, so that a stopped search goes on where it was.
+//! The second and third repeat until nothing gets better or the evaluations are used up. Every move is judged by the action
+//! error on the searched part of the observations; one that is worse on the first third of them is measured no further.
+//! What is fitted best to these observations is not the best for others, so every stage that brought something is kept, and
+//! observations that took no part choose among them ([`Search::choose`]). Deterministic: the same policy, observations, seed
+//! and budget give the same schedule; what was measured is kept in a journal, so that a stopped search goes on where it was.
 
 pub mod candidate;
 pub mod cost;
 pub mod journal;
 pub mod samplers;
 pub mod study;
+mod tune;
 
 use std::collections::HashSet;
 use std::fmt::Arguments;
 
 use refrain_policies::config::Architecture;
 use refrain_policies::forecast::Forecast;
-use refrain_policies::sampler::{SamplerConfig, SamplerKind};
+use refrain_policies::sampler::SamplerConfig;
 use refrain_policies::schedule::{Cell, Schedule, blocks};
 
 use candidate::{Candidate, Observed, Update};
 use journal::Journal;
-use study::{Part, Study};
+use samplers::Family;
+use study::{Errors, Part, Study};
 
 type Failure = Box<dyn std::error::Error>;
+/// One way to make a candidate better.
+type Stage<'a> = fn(&mut Search<'a>, Found) -> Result<Found, Failure>;
 
 /// Powers of the late-dense family that are tried first; the first three with every sampler.
 const POWERS: [f64; 5] = [1.5, 2.0, 3.0, 2.5, 4.0];
@@ -45,16 +53,18 @@ const FORECASTS: [Forecast; 6] = [
     Forecast::Fitted { outputs: 2, ridge: 1e-3 },
 ];
 /// Observations whose full runs fit forecasts and corrections.
-const STATISTICS: usize = 16;
+const STATISTICS: usize = 48;
+/// One in so many of the searched observations decides whether a candidate is measured on the others.
+const SCREENED: usize = 3;
+/// Fewer than this decide nothing.
+const SCREEN: usize = 8;
 /// A move must be better by this share, so that noise in the last digits starts no long walk.
 const GAIN: f64 = 0.998;
 
-/// Numbers of steps that are tried beside those of the policy and those that can be computed in full.
-const STEPS: [usize; 4] = [50, 20, 10, 5];
 /// Distances that timesteps move by.
 const TIMES: [usize; 3] = [4, 2, 1];
 
-/// A search among samplers of one kind.
+/// A search among samplers of one family.
 pub struct Search<'a> {
     /// What candidates are judged by.
     pub study: &'a Study,
@@ -79,80 +89,138 @@ pub struct Found {
     pub candidate: Candidate,
     /// Mean action error on the searched observations.
     pub error: f64,
+    /// One by one.
+    pub errors: Errors,
 }
 
 impl Search<'_> {
-    /// The best sampler of a kind with a simple table of at most `updates` updates of all blocks.
-    pub fn start(&mut self, kind: SamplerKind, updates: usize) -> Result<Option<Found>, Failure> {
-        let policy = self.study.package().config.sampler.clone();
+    /// The best of a family with a simple table of at most `updates` updates of all blocks.
+    pub fn start(&mut self, family: &Family, updates: usize) -> Result<Option<Found>, Failure> {
         let mut best: Option<Found> = None;
-        let counts = [&STEPS[..], &[policy.inference_steps, policy.train_steps, updates]].concat();
-        for sampler in samplers::variants(&policy, kind, &counts) {
-            let Some(found) = self.first(&sampler, updates)? else { continue };
+        for sampler in &family.samplers {
+            let Some(found) = self.first(sampler, updates, family.quiet, best.as_ref())? else { continue };
             (self.progress)(format_args!(
                 "{} from timestep {}: action error {:.4}",
                 sampler.label(),
                 sampler.inference_timesteps()[0],
                 found.error
             ));
-            if best.as_ref().is_none_or(|b| found.error < b.error) {
-                best = Some(found);
-            }
+            best = Some(found);
         }
-        best.map(|best| self.retime(best)).transpose()
+        Ok(best)
     }
 
-    /// The best schedule for a candidate's sampler.
-    pub fn refine(&mut self, mut best: Found) -> Result<Found, Failure> {
+    /// Better and better schedules from where [`Search::start`] got to, one per stage; `retime` lets timesteps change.
+    pub fn refine(&mut self, start: Found, retime: bool) -> Result<Vec<Found>, Failure> {
+        let mut stages = vec![start.clone()];
+        let mut best = start;
+        if retime {
+            best = self.retime(best)?;
+            stages.push(best.clone());
+        }
         // Nothing is reused where there is one step.
         if best.candidate.sampler.inference_steps > 1 {
             self.observed = Some(self.study.observed(&best.candidate.sampler, STATISTICS)?);
         }
+        let steps: [Stage<'_>; 5] =
+            [Self::grow, Self::move_updates, Self::tune, Self::choose_forecasts, Self::correct];
         loop {
             let before = best.error;
-            best = self.grow(best)?;
-            best = self.move_updates(best)?;
-            best = self.choose_forecasts(best)?;
-            best = self.correct(best)?;
-            best = self.trade(best)?;
+            for step in steps {
+                best = step(self, best)?;
+                stages.push(best.clone());
+            }
             if best.error >= before * GAIN || self.evaluations == 0 {
-                return Ok(best);
+                break;
             }
         }
+        // One more update step needs a quiet one, and every computation is looked at.
+        let quiet = best.candidate.updates.len() < best.candidate.sampler.inference_steps;
+        if quiet && self.evaluations >= best.candidate.computations() {
+            stages.push(self.trade(best)?);
+        }
+        stages.dedup_by(|later, earlier| later.candidate == earlier.candidate);
+        Ok(stages)
+    }
+
+    /// The stage with the smallest error on the observations that choose, with its schedule and that error; the last stage
+    /// where there are none.
+    pub fn choose(&self, stages: Vec<Found>) -> Result<Option<(Found, Schedule, f64)>, Failure> {
+        let mut best: Option<(Found, Schedule, f64)> = None;
+        for found in stages {
+            let schedule = found.candidate.schedule(&self.architecture(), self.observed.as_ref())?;
+            let sampler = &found.candidate.sampler;
+            let part = Part::Validation;
+            let error = if self.study.range(part).is_empty() {
+                found.error
+            } else {
+                self.study.own_error(sampler, &schedule, part)?.mean
+            };
+            (self.progress)(format_args!(
+                "{}: action error {:.4}, {error:.4} on the observations that choose",
+                sampler.label(),
+                found.error
+            ));
+            if best.as_ref().is_none_or(|(_, _, least)| error < *least) {
+                best = Some((found, schedule, error));
+            }
+        }
+        Ok(best)
     }
 
     fn architecture(&self) -> Architecture {
         self.study.package().config.architecture.clone()
     }
 
-    /// Error of a candidate; none when it costs too much or the evaluations are used up.
-    fn judge(&mut self, candidate: &Candidate) -> Result<Option<f64>, Failure> {
-        if self.evaluations == 0 {
-            return Ok(None);
+    /// A candidate that was measured; none when it costs too much, when the evaluations are used up, or when the first
+    /// observations show it to be worse than `than`.
+    fn judge(&mut self, candidate: &Candidate, than: Option<&Found>) -> Result<Option<Found>, Failure> {
+        let screened = self.screened();
+        if let Some(than) = than.filter(|_| screened >= SCREEN) {
+            let Some(first) = self.measure(candidate, screened)? else { return Ok(None) };
+            if worse(&first.chunks[..screened], &than.errors.chunks) {
+                return Ok(None);
+            }
         }
+        let all = self.study.range(Part::Searched).len();
+        let Some(errors) = self.measure(candidate, all)? else { return Ok(None) };
+        Ok(Some(Found { candidate: candidate.clone(), error: errors.summary().mean, errors }))
+    }
+
+    fn screened(&self) -> usize {
+        self.study.range(Part::Searched).len().div_ceil(SCREENED)
+    }
+
+    /// Errors on at least the first `count` searched observations; none when it costs too much or the evaluations are used
+    /// up.
+    fn measure(&mut self, candidate: &Candidate, count: usize) -> Result<Option<Errors>, Failure> {
         let schedule = candidate.schedule(&self.architecture(), self.observed.as_ref())?;
-        if !(self.allowed)(candidate, &schedule)? {
+        let key = journal::key(&candidate.sampler, &schedule);
+        let new = !self.seen.contains(&key);
+        if new && (self.evaluations == 0 || !(self.allowed)(candidate, &schedule)?) {
             return Ok(None);
         }
-        let key = journal::key(&candidate.sampler, &schedule);
         // What the journal knows counts as well, so that a search that goes on ends where it would have ended.
-        self.evaluations -= usize::from(self.seen.insert(key.clone()));
-        if let Some(known) = self.journal.get(&key) {
-            return Ok(Some(known.mean));
+        self.evaluations -= usize::from(new);
+        self.seen.insert(key.clone());
+        let mut errors = self.journal.get(&key).cloned().unwrap_or_default();
+        if errors.chunks.len() < count {
+            let further = errors.chunks.len()..count;
+            errors.extend(&self.study.own_errors(&candidate.sampler, &schedule, further)?);
+            self.journal.put(&key, &candidate.sampler.label(), &schedule, errors.clone())?;
         }
-        let error = self.study.own_error(&candidate.sampler, &schedule, Part::Searched)?;
-        self.journal.put(&key, &candidate.sampler.label(), &schedule, error)?;
-        Ok(Some(error.mean))
+        Ok(Some(errors))
     }
 
     fn better(&mut self, best: &mut Found, candidate: Candidate) -> Result<bool, Failure> {
-        let Some(error) = self.judge(&candidate)? else { return Ok(false) };
-        if error < best.error * GAIN {
-            *best = Found { candidate, error };
+        let Some(found) = self.judge(&candidate, Some(best))? else { return Ok(false) };
+        if found.error < best.error * GAIN {
+            *best = found;
             (self.progress)(format_args!(
-                "{}: {} block computations, action error {error:.4}, {} evaluations left",
+                "{}: {} block computations, action error {:.4}, {} evaluations left",
                 best.candidate.sampler.label(),
                 best.candidate.computations(),
+                best.error,
                 self.evaluations
             ));
             return Ok(true);
@@ -160,8 +228,14 @@ impl Search<'_> {
         Ok(false)
     }
 
-    /// The best of the late-dense family that is allowed, or every block at every step.
-    fn first(&mut self, sampler: &SamplerConfig, updates: usize) -> Result<Option<Found>, Failure> {
+    /// The best of the late-dense family that is allowed, or every block at every step; none if that is no better than `than`.
+    fn first(
+        &mut self,
+        sampler: &SamplerConfig,
+        updates: usize,
+        quiet: Option<bool>,
+        than: Option<&Found>,
+    ) -> Result<Option<Found>, Failure> {
         let a = self.architecture();
         let steps = sampler.inference_steps;
         let table = |count: usize, power: f64| -> Result<Candidate, Failure> {
@@ -178,6 +252,9 @@ impl Search<'_> {
             let fit = (self.allowed)(&candidate, &candidate.schedule(&a, None)?)?;
             *(if fit { &mut fits } else { &mut too_many }) = middle;
         }
+        if quiet.is_some_and(|quiet| quiet == (fits == steps)) {
+            return Ok(None);
+        }
         let mut best: Option<Found> = None;
         let own = *sampler == self.study.package().config.sampler;
         let powers = match fits {
@@ -187,10 +264,11 @@ impl Search<'_> {
         };
         for &power in powers {
             let candidate = table(fits.max(1), power)?;
-            if let Some(error) = self.judge(&candidate)?
-                && best.as_ref().is_none_or(|b| error < b.error)
+            let rival = best.as_ref().or(than);
+            if let Some(found) = self.judge(&candidate, rival)?
+                && rival.is_none_or(|r| found.error < r.error)
             {
-                best = Some(Found { candidate, error });
+                best = Some(found);
             }
         }
         Ok(best)
@@ -294,10 +372,12 @@ impl Search<'_> {
             for block in (0..count).filter(|&b| best.candidate.updates[i].computed[b]) {
                 let mut candidate = best.candidate.clone();
                 candidate.updates[i].computed[block] = false;
-                if let Some(error) = self.judge(&candidate)? {
+                let screened = self.screened();
+                if let Some(errors) = self.measure(&candidate, screened)? {
+                    let error = errors.chunks[..screened].iter().map(|&e| f64::from(e)).sum::<f64>();
                     ranked.push((error, i, block));
                     (self.progress)(format_args!(
-                        "{}: without block {block} at step {}: action error {error:.4}, {} evaluations left",
+                        "{}: without block {block} at step {}, {} evaluations left",
                         best.candidate.sampler.label(),
                         best.candidate.updates[i].step,
                         self.evaluations
@@ -318,10 +398,10 @@ impl Search<'_> {
                 let base = here.as_ref().map_or(&thinner, |f| &f.candidate).clone();
                 let mut chosen: Option<Found> = None;
                 for candidate in with_one_more(&base, count) {
-                    if let Some(error) = self.judge(&candidate)?
-                        && chosen.as_ref().is_none_or(|c| error < c.error)
+                    if let Some(found) = self.judge(&candidate, chosen.as_ref())?
+                        && chosen.as_ref().is_none_or(|c| found.error < c.error)
                     {
-                        chosen = Some(Found { candidate, error });
+                        chosen = Some(found);
                     }
                 }
                 if chosen.is_none() {
@@ -338,6 +418,15 @@ impl Search<'_> {
         }
         Ok(best)
     }
+}
+
+/// Whether errors are larger than others on the same observations by more than the standard error of their mean difference.
+fn worse(errors: &[f32], than: &[f32]) -> bool {
+    let n = errors.len() as f64;
+    let differences = || errors.iter().zip(than).map(|(a, b)| f64::from(*a) - f64::from(*b));
+    let mean = differences().sum::<f64>() / n;
+    let variance = differences().map(|d| (d - mean) * (d - mean)).sum::<f64>() / (n - 1.0);
+    mean > (variance / n).sqrt()
 }
 
 /// The candidate with update `i` moved, if it stays between its neighbours.

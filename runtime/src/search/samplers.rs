@@ -12,6 +12,41 @@ use refrain_policies::sampler::{SamplerConfig, SamplerKind, SamplerStep, Timeste
 /// Powers of late-dense timesteps.
 const POWERS: [f64; 2] = [1.5, 2.0];
 
+/// Numbers of steps that are tried beside those of the policy and those that can be computed in full.
+const STEPS: [usize; 6] = [50, 30, 20, 15, 10, 5];
+
+/// Samplers that are searched among on their own, since what they start from says little about what they come to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Family {
+    /// Those to choose from.
+    pub samplers: Vec<SamplerConfig>,
+    /// Whether steps without an update are wanted, or every block at every step; none: either.
+    pub quiet: Option<bool>,
+    /// Whether timesteps may change.
+    pub retimed: bool,
+}
+
+/// The policy's kind with every step computed, the policy's own steps, its kind with other steps of which some are quiet, and,
+/// unless `own_kind` is asked for, the other kind. At most `updates` steps can be computed in full.
+pub fn families(policy: &SamplerConfig, updates: usize, own_kind: bool) -> Vec<Family> {
+    let counts = [&STEPS[..], &[policy.inference_steps, policy.train_steps, updates]].concat();
+    let others: Vec<SamplerConfig> =
+        variants(policy, policy.kind, &counts).into_iter().filter(|s| s != policy).collect();
+    let mut families = vec![
+        Family { samplers: others.clone(), quiet: Some(false), retimed: true },
+        Family { samplers: vec![policy.clone()], quiet: None, retimed: false },
+        Family { samplers: others, quiet: Some(true), retimed: true },
+    ];
+    if !own_kind {
+        let other = match policy.kind {
+            SamplerKind::Ddpm => SamplerKind::Ddim,
+            SamplerKind::Ddim => SamplerKind::Ddpm,
+        };
+        families.push(Family { samplers: variants(policy, other, &counts), quiet: None, retimed: true });
+    }
+    families
+}
+
 /// Samplers of one kind with these numbers of steps, finest first; those that ask about the same timesteps stand once.
 pub fn variants(policy: &SamplerConfig, kind: SamplerKind, counts: &[usize]) -> Vec<SamplerConfig> {
     let mut found: Vec<SamplerConfig> = Vec::new();
@@ -155,6 +190,19 @@ mod tests {
         }
         assert_eq!(late(100, 100, 2.0), (0..100).rev().collect::<Vec<_>>());
         assert_eq!(late(100, 5, 2.0), [99, 56, 25, 6, 0]);
+    }
+
+    #[test]
+    fn the_policy_s_own_steps_are_a_family() {
+        for own_kind in [true, false] {
+            let families = families(&sampler(), 10, own_kind);
+            assert_eq!(families.len(), if own_kind { 3 } else { 4 });
+            assert_eq!((&families[1].samplers[..], families[1].retimed), (&[sampler()][..], false));
+            for other in [&families[0], &families[2]] {
+                assert!(other.samplers.iter().all(|s| s.kind == SamplerKind::Ddpm && *s != sampler()));
+                assert!(other.samplers.iter().any(|s| s.inference_steps == 10));
+            }
+        }
     }
 
     #[test]

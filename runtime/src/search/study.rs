@@ -1,8 +1,8 @@
 //! What a schedule is worth: the error of its executed actions against the full policy, on recorded observations
 //! with the same noise.
 //!
-//! One part of the observations is searched on, the other is held out for the report. A candidate with fewer steps sees
-//! the noise that the full run saw, put together ([`samplers::couple`]). DDPM and DDIM share the start alone and differ
+//! One part of the observations is searched on, a second chooses among what was found, a third is held out for the
+//! report. A candidate with fewer steps sees the noise that the full run saw, put together ([`samplers::couple`]). DDPM and DDIM share the start alone and differ
 //! in every single action however good they are, so a candidate is searched by its distance to the full run of its own
 //! kind: the policy's sampler, or DDIM at every training step.
 
@@ -24,22 +24,33 @@ use crate::engine::Engine;
 use crate::engine::cpu::{CpuEngine, CpuWeights, Isa, Program};
 use crate::{noise, threads};
 
+type Failure = Box<dyn std::error::Error>;
+
 /// Observations, noise, and what the full policy does with them.
 pub struct Study {
     package: Arc<Package>,
     weights: Arc<CpuWeights>,
     /// `[To, O]`, normalised.
     observations: Vec<Vec<f32>>,
-    /// How many of them are searched on; the others are held out.
-    searched: usize,
+    /// How many of them are in each part, in the order of [`Part`].
+    parts: [usize; 3],
     seed: u64,
     threads: usize,
     /// Trajectories of full runs, by sampler.
     full: Mutex<HashMap<String, Arc<Vec<Vec<f32>>>>>,
 }
 
-/// Error of executed actions, normalised units.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+/// Errors of executed actions, normalised units.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Errors {
+    /// Root mean square over a chunk, per observation.
+    pub chunks: Vec<f32>,
+    /// Largest of all numbers.
+    pub worst: f32,
+}
+
+/// What [`Errors`] come to.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ActionError {
     /// Mean over observations of the root mean square over a chunk: what is searched by, since one observation on
     /// which the policy takes another of several good ways does not drown the others.
@@ -55,22 +66,34 @@ pub struct ActionError {
 pub enum Part {
     /// Those that are searched on.
     Searched,
+    /// Those that choose among what was found.
+    Validation,
     /// Those that only the report sees.
     HeldOut,
 }
 
+impl Errors {
+    /// Mean, root mean square, largest.
+    pub fn summary(&self) -> ActionError {
+        let n = self.chunks.len().max(1) as f64;
+        let sum = |of: fn(f64) -> f64| self.chunks.iter().map(|&e| of(f64::from(e))).sum::<f64>() / n;
+        ActionError { mean: sum(|e| e), rms: sum(|e| e * e).sqrt(), worst: self.worst.into() }
+    }
+
+    /// Adds those of further observations.
+    pub fn extend(&mut self, further: &Self) {
+        self.chunks.extend_from_slice(&further.chunks);
+        self.worst = self.worst.max(further.worst);
+    }
+}
+
 impl Study {
-    /// Over normalised observations, the last `held_out` of them kept for the report.
-    pub fn new(
-        package: Arc<Package>,
-        observations: Vec<Vec<f32>>,
-        held_out: usize,
-        seed: u64,
-        threads: usize,
-    ) -> Self {
-        let searched = observations.len().saturating_sub(held_out);
+    /// Over normalised observations, those of each [`Part`] behind those of the one before.
+    pub fn new(package: Arc<Package>, parts: [Vec<Vec<f32>>; 3], seed: u64, threads: usize) -> Self {
         let weights = CpuWeights::new(Arc::clone(&package));
-        Self { package, weights, observations, searched, seed, threads, full: Mutex::default() }
+        let sizes = parts.each_ref().map(Vec::len);
+        let observations = parts.into_iter().flatten().collect();
+        Self { package, weights, observations, parts: sizes, seed, threads, full: Mutex::default() }
     }
 
     /// The policy's configuration with another sampler.
@@ -83,15 +106,13 @@ impl Study {
         &self.package
     }
 
-    /// The observations of a part.
-    pub fn observations(&self, part: Part) -> &[Vec<f32>] {
-        &self.observations[self.range(part)]
-    }
-
-    fn range(&self, part: Part) -> Range<usize> {
+    /// Which of all observations are those of a part.
+    pub fn range(&self, part: Part) -> Range<usize> {
+        let [searched, validation, held_out] = self.parts;
         match part {
-            Part::Searched => 0..self.searched,
-            Part::HeldOut => self.searched..self.observations.len(),
+            Part::Searched => 0..searched,
+            Part::Validation => searched..searched + validation,
+            Part::HeldOut => searched + validation..searched + validation + held_out,
         }
     }
 
@@ -101,8 +122,18 @@ impl Study {
         sampler: &SamplerConfig,
         schedule: &Schedule,
         part: Part,
-    ) -> Result<ActionError, Box<dyn std::error::Error>> {
-        self.error(sampler, schedule, &self.full_of(sampler), part)
+    ) -> Result<ActionError, Failure> {
+        Ok(self.own_errors(sampler, schedule, self.range(part))?.summary())
+    }
+
+    /// The same for some of all observations, one by one.
+    pub fn own_errors(
+        &self,
+        sampler: &SamplerConfig,
+        schedule: &Schedule,
+        range: Range<usize>,
+    ) -> Result<Errors, Failure> {
+        self.errors(sampler, schedule, &self.full_of(sampler), range)
     }
 
     /// The sampler whose full run candidates of this kind are compared with.
@@ -117,17 +148,45 @@ impl Study {
         sampler: &SamplerConfig,
         schedule: &Schedule,
         part: Part,
-    ) -> Result<ActionError, Box<dyn std::error::Error>> {
-        self.error(sampler, schedule, &self.package.config.sampler, part)
+    ) -> Result<ActionError, Failure> {
+        let range = self.range(part);
+        Ok(self.errors(sampler, schedule, &self.package.config.sampler, range)?.summary())
     }
 
-    fn error(
+    fn errors(
         &self,
         sampler: &SamplerConfig,
         schedule: &Schedule,
         reference: &SamplerConfig,
-        part: Part,
-    ) -> Result<ActionError, Box<dyn std::error::Error>> {
+        range: Range<usize>,
+    ) -> Result<Errors, Failure> {
+        let mut errors = Errors::default();
+        for differences in self.differences(sampler, schedule, reference, range)? {
+            let squares = differences.iter().map(|d| f64::from(*d).powi(2)).sum::<f64>();
+            let rms = (squares / differences.len() as f64).sqrt();
+            errors.chunks.push(rms.min(f64::from(f32::MAX)) as f32);
+            errors.worst = differences.iter().fold(errors.worst, |worst, d| worst.max(d.abs()));
+        }
+        Ok(errors)
+    }
+
+    /// Executed actions less those of the full run of the candidate's own sampler, per observation; finite.
+    pub fn own_differences(
+        &self,
+        sampler: &SamplerConfig,
+        schedule: &Schedule,
+        range: Range<usize>,
+    ) -> Result<Vec<Vec<f32>>, Failure> {
+        self.differences(sampler, schedule, &self.full_of(sampler), range)
+    }
+
+    fn differences(
+        &self,
+        sampler: &SamplerConfig,
+        schedule: &Schedule,
+        reference: &SamplerConfig,
+        range: Range<usize>,
+    ) -> Result<Vec<Vec<f32>>, Failure> {
         let key = format!("{reference:?}");
         let found = self.full.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
         let full = match found {
@@ -140,32 +199,18 @@ impl Study {
                 full
             }
         };
-        let range = self.range(part);
         let got = self.run(sampler, schedule, range.clone())?;
         let c = &self.package.config;
         let (n, moved, executed) = (c.denoised_size(), c.action.size(), c.architecture.executed());
-        let (mut mean, mut squares, mut worst, mut count) = (0.0, 0.0, 0.0f64, 0.0);
-        for (a, b) in got.iter().zip(&full[range]) {
-            let differences =
-                executed.clone().flat_map(|t| t * n..t * n + moved).map(|i| f64::from(a[i] - b[i]));
-            let (sum, numbers) = differences.fold((0.0, 0.0), |(sum, numbers), d| {
-                worst = if d.is_finite() { worst.max(d.abs()) } else { f64::INFINITY };
-                (sum + d * d, numbers + 1.0)
-            });
-            mean += (sum / numbers).sqrt() / got.len() as f64;
-            squares += sum;
-            count += numbers;
-        }
-        let finite = |v: f64| if v.is_finite() { v } else { f64::MAX };
-        Ok(ActionError { mean: finite(mean), rms: finite((squares / count).sqrt()), worst: finite(worst) })
+        let differences = |(a, b): (&Vec<f32>, &Vec<f32>)| -> Vec<f32> {
+            let moved = executed.clone().flat_map(|t| t * n..t * n + moved);
+            moved.map(|i| a[i] - b[i]).map(|d| if d.is_finite() { d } else { f32::MAX }).collect()
+        };
+        Ok(got.iter().zip(&full[range]).map(differences).collect())
     }
 
-    /// What all blocks do over at most `most` of the searched observations, in a sampler's full run.
-    pub fn observed(
-        &self,
-        sampler: &SamplerConfig,
-        most: usize,
-    ) -> Result<Observed, Box<dyn std::error::Error>> {
+    /// What all blocks do over at most `most` of the searched observations, evenly taken, in a sampler's full run.
+    pub fn observed(&self, sampler: &SamplerConfig, most: usize) -> Result<Observed, Failure> {
         let config = self.config(sampler);
         let a = &config.architecture;
         let (steps, blocks) = (sampler.inference_steps, schedule::blocks(a));
@@ -178,7 +223,10 @@ impl Study {
         let skip = (a.trunk_tokens() - a.tokens()) * a.width;
         let (mut draw, mut trajectory) = (vec![0.0; plan.noise_len()], vec![0.0; plan.trajectory.len()]);
         let mut outputs = vec![0.0; steps * blocks.len() * size];
-        for (i, observation) in self.observations(Part::Searched).iter().take(most).enumerate() {
+        let searched = self.range(Part::Searched).len();
+        let used = most.min(searched);
+        for i in (0..used).map(|i| i * searched / used) {
+            let observation = &self.observations[i];
             noise::fill(self.seed, u64::MAX, i as u64, &mut draw);
             engine.infer(observation, &draw, &mut trajectory)?;
             for probe in &plan.probes {
@@ -201,7 +249,7 @@ impl Study {
         sampler: &SamplerConfig,
         schedule: &Schedule,
         range: Range<usize>,
-    ) -> Result<Vec<Vec<f32>>, Box<dyn std::error::Error>> {
+    ) -> Result<Vec<Vec<f32>>, Failure> {
         let plan = Arc::new(Plan::compile(&self.config(sampler), schedule)?);
         let program = Program::new(&self.weights, Arc::clone(&plan), Isa::detect())?;
         let workers = self.threads.clamp(1, range.len().max(1));
