@@ -97,6 +97,29 @@ fn a_folder_becomes_a_package() {
 }
 
 #[test]
+fn what_never_varied_is_only_shifted() {
+    for (name, normalised) in [("rotary_cameras", -1.0), ("positions_state", 0.0)] {
+        let folder = fixture(name);
+        let config = lerobot(&folder, &options(&folder)).unwrap().config;
+        let (state, action) = (&config.observation.normalizer, &config.action.normalizer);
+        let all_the_time = state.min[3];
+        assert_eq!(
+            (state.scale[3], state.max[3], action.min[action.max.len() - 1]),
+            (1.0, all_the_time, all_the_time)
+        );
+        let mut values = [state.min.clone(), state.max.clone()].concat();
+        state.normalize(&mut values);
+        assert_eq!((values[3], values[7]), (normalised, normalised), "{name}: as LeRobot has it");
+        // LeRobot's epsilon holds an action where it was, whatever the denoiser says.
+        for said in [-1.5, 0.0, 1.0] {
+            let mut values = vec![said; action.scale.len()];
+            action.unnormalize(&mut values);
+            assert!((values.last().unwrap() - all_the_time).abs() <= 1e-6, "{name}: {values:?}");
+        }
+    }
+}
+
+#[test]
 fn what_is_in_the_way_is_named() {
     let config = |path: &str, value: Value| changed("config.json", path, value);
     for (path, value, parts) in [

@@ -33,6 +33,7 @@ from export_lerobot import export
 
 BATCH, STATE, ACTION, TO, TA, HORIZON, STEPS = 2, 4, 3, 2, 5, 8, 6
 TASK = "push the block"
+STILL = 2.7182817  # where the last element of states and actions is all the time
 SIZE, CROP = (18, 20), (16, 16)
 MODES = {name: NormalizationMode(name) for name in ("MEAN_STD", "MIN_MAX", "QUANTILES")}
 SHARED: dict[str, Any] = dict(
@@ -98,12 +99,16 @@ def make_policy(case: dict[str, Any]) -> tuple[MultiTaskDiTPolicy, dict[str, dic
         scale = parameter.shape[-1] ** -0.5 if parameter.dim() == 2 else 0.2
         parameter.data = torch.randn(parameter.shape, generator=generator) * scale
 
-    def stats(shape: tuple[int, ...]) -> dict[str, Tensor]:
+    def stats(shape: tuple[int, ...], still: bool = False) -> dict[str, Tensor]:
         low, high = torch.randn(shape, generator=generator) - 1, torch.randn(shape, generator=generator) + 2
         mean, std = (low + high) / 2, (high - low) / 5
-        return dict(min=low, max=high, mean=mean, std=std, q01=low + 0.1, q99=high - 0.1)
+        found = dict(min=low, max=high, mean=mean, std=std, q01=low + 0.1, q99=high - 0.1)
+        if still:
+            for name, values in found.items():
+                values[-1] = 0 if name == "std" else STILL
+        return found
 
-    everything = {"observation.state": stats((STATE,)), "action": stats((ACTION,))}
+    everything = {"observation.state": stats((STATE,), True), "action": stats((ACTION,), True)}
     return policy, everything | {key: stats((3, 1, 1)) for key in cameras}
 
 
@@ -166,6 +171,7 @@ def make(name: str, case: dict[str, Any], out: pathlib.Path) -> None:
     generator = torch.Generator().manual_seed(9)
     cameras = list(policy.config.image_features)
     state = torch.randn(BATCH, TO, STATE, generator=generator)
+    state[..., -1] = STILL
     images = torch.randint(0, 256, (BATCH, TO, len(cameras), *SIZE, 3), generator=generator, dtype=torch.uint8)
     batches = []
     for step in range(TO):

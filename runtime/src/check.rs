@@ -4,7 +4,10 @@
 //! do. Units are compared by name where both sides have one, and by size: what the policy saw in its demonstrations must lie
 //! within the limits and look like what the topics bring.
 
+pub mod arrivals;
+mod camera;
 pub mod heard;
+pub mod seen;
 pub mod urdf;
 
 use std::fmt;
@@ -68,6 +71,7 @@ pub fn explain(robot: &Robot, policy: &PolicyConfig) -> Vec<String> {
             .collect();
         lines.extend(shortened(rows));
     }
+    lines.extend(camera::explain(robot, policy));
     if let Some(topic) = &robot.command_topic {
         let how = if robot.shadow { "in shadow mode: compared, nothing is sent" } else { "every tick" };
         lines.push(format!("out  {topic}  {}, {how}", robot.command.interface().ros_name()));
@@ -136,6 +140,7 @@ pub fn findings(
             }
         }
     }
+    found.extend(camera::findings(config, policy));
     let rate = 1e9 / robot.control.max_observation_age as f64;
     if rate > policy.rate_hz {
         found.push(Finding::odd(format!(

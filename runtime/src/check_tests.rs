@@ -1,5 +1,6 @@
 //! Mistakes that people make, each found by name; a sound robot has none.
 
+use super::arrivals::Demand;
 use super::heard::Heard;
 use super::urdf::UrdfError;
 use super::*;
@@ -126,6 +127,10 @@ fn what_a_urdf_says_is_filled_in_and_what_is_none_is_refused() {
     }
 }
 
+fn demand(rate_hz: f64) -> Demand {
+    Demand { rate_hz, max_age: MILLISECOND, clock_tolerance: MILLISECOND, arrival_is_stamp: false }
+}
+
 /// What is said of one topic that brings `count` messages, one every `period`, each with these numbers and this age.
 fn said_of(values: &[f64], count: i64, period: i64, age: i64) -> Vec<String> {
     let (config, policy) = (config(), policy());
@@ -137,9 +142,10 @@ fn said_of(values: &[f64], count: i64, period: i64, age: i64) -> Vec<String> {
         let now = Reading::simulated(message * period);
         heard.take(&payload, Some(Wall::from_nanos(now.wall.nanos() - age)), now);
     }
-    let max_age = robot.control.max_observation_age;
     let part = &robot.intake.parts[0];
-    let found = heard.findings(&robot.topics[0], part, &policy.observation, policy.rate_hz, max_age);
+    let demand = Demand { max_age: robot.control.max_observation_age, ..demand(policy.rate_hz) };
+    let until = Reading::simulated((count - 1).max(0) * period).time;
+    let found = heard.findings(&robot.topics[0], part, &policy.observation, &demand, until);
     found.iter().map(Finding::to_string).collect()
 }
 
@@ -164,6 +170,39 @@ fn a_topic_that_fits_has_no_findings_and_others_say_why() {
 }
 
 #[test]
+fn what_never_moved_in_the_demonstrations_is_said() {
+    let mut policy = policy();
+    let middle: Vec<f64> =
+        policy.observation.normalizer.min.iter().map(|low| f64::from(*low) + 1e-3).collect();
+    policy.observation.normalizer.max[4] = policy.observation.normalizer.min[4];
+    let robot = config().resolve(&policy).unwrap();
+    let mut heard = Heard::new(&robot.topics[0].reading, 20);
+    let mut payload = Vec::new();
+    cdr::write_array(&mut payload, &middle);
+    let now = Reading::simulated(2);
+    heard.take(&payload, Some(Wall::from_nanos(1)), now);
+    let found = heard.findings(
+        &robot.topics[0],
+        &robot.intake.parts[0],
+        &policy.observation,
+        &demand(10.0),
+        now.time,
+    );
+    let (name, still) = (&policy.observation.names[4], policy.observation.normalizer.min[4]);
+    let now_at = format!("{:.4}", middle[4]);
+    assert_eq!(
+        found,
+        [Finding {
+            wrong: false,
+            text: format!(
+                "observation.topics \"pusht/observation\": {name} was {now_at} to {now_at}; in the demonstrations it never \
+                 moved from {still:.4} m"
+            )
+        }]
+    );
+}
+
+#[test]
 fn joints_that_a_message_lacks_are_named() {
     let reading = MessageReading::Joints { names: vec!["elbow".into()], field: JointField::Position };
     let mut heard = Heard::new(&reading, 1);
@@ -172,6 +211,7 @@ fn joints_that_a_message_lacks_are_named() {
     heard.take(&payload, None, Reading::simulated(2));
     let topic = crate::config::Topic { topic: "joint_states".into(), reading, latched: false };
     let part = crate::observation::Part { places: vec![0], arrival_is_stamp: false };
-    let found = heard.findings(&topic, &part, &policy().observation, 10.0, MILLISECOND);
+    let now = Reading::simulated(2).time;
+    let found = heard.findings(&topic, &part, &policy().observation, &demand(10.0), now);
     assert!(found[0].text.ends_with("joint missing; wanted elbow"), "{found:?}");
 }

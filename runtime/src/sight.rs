@@ -101,6 +101,38 @@ struct LensState {
     spare: Option<Arc<Pixels>>,
 }
 
+impl Lens {
+    /// Whether an image is one of this camera's, whole, and not black.
+    pub fn check(&self, image: &Image<'_>) -> Result<(), Refusal> {
+        if [image.height, image.width] != self.size {
+            return Err(Refusal::WrongSize);
+        }
+        if image.channels.count() != self.channels.count() {
+            return Err(Refusal::WrongEncoding);
+        }
+        image.check().map_err(|error| match error {
+            ImageError::Step { .. } => Refusal::WrongStep,
+            _ => Refusal::Truncated,
+        })?;
+        match self.black {
+            Some(limit) if is_dark(image, limit) => Err(Refusal::Black),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether so many equal images in a row are those of a frozen camera.
+    pub fn is_frozen(&self, equal: u32) -> bool {
+        self.frozen_after.is_some_and(|most| equal >= most.max(2))
+    }
+}
+
+/// Whether no byte of a whole image is above `limit`.
+pub fn is_dark(image: &Image<'_>, limit: u8) -> bool {
+    let row = image.width * image.channels.count();
+    let mut lines = image.pixels.chunks(image.step).take(image.height);
+    lines.all(|line| line[..row].iter().all(|byte| *byte <= limit))
+}
+
 impl Pixels {
     /// As bytes without gaps.
     pub fn image(&self) -> Image<'_> {
@@ -163,27 +195,13 @@ impl Sight {
         now: Reading,
     ) -> Result<bool, Refusal> {
         let (lens, state) = (&self.config.lenses[camera], &mut self.lenses[camera]);
-        if [image.height, image.width] != lens.size {
-            return Err(Refusal::WrongSize);
-        }
-        if image.channels.count() != lens.channels.count() {
-            return Err(Refusal::WrongEncoding);
-        }
-        image.check().map_err(|error| match error {
-            ImageError::Step { .. } => Refusal::WrongStep,
-            _ => Refusal::Truncated,
-        })?;
+        lens.check(image)?;
         let c = &self.config;
         let time = state.stamps.check(origin, lens.arrival_is_stamp, c.max_age, c.clock_tolerance, now)?;
-        let row = image.width * image.channels.count();
-        let mut lines = image.pixels.chunks(image.step).take(image.height);
-        if lens.black.is_some_and(|limit| lines.all(|line| line[..row].iter().all(|byte| *byte <= limit))) {
-            return Err(Refusal::Black);
-        }
-        if let Some(most) = lens.frozen_after {
+        if lens.frozen_after.is_some() {
             let same = state.history.back().is_some_and(|(_, last)| last.equals(image));
             state.equal = if same { state.equal.saturating_add(1) } else { 1 };
-            if state.equal >= most.max(2) {
+            if lens.is_frozen(state.equal) {
                 state.stamps.note(origin, time, now);
                 return Err(Refusal::Frozen);
             }

@@ -1,5 +1,8 @@
 //! The command line as a user meets it: the binary, its files and its errors.
 
+#[path = "cli/cameras.rs"]
+mod cameras;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

@@ -26,15 +26,16 @@ use safetensors::SafeTensors;
 
 /// Normalised units, f32 weights.
 const TOLERANCE: f32 = 2e-4;
+/// The same, f16 weights.
+const HALF: f32 = 2e-2;
 
 fn folder(name: &str) -> PathBuf {
     trace::fixtures().join("lerobot").join(name)
 }
 
-fn imported(name: &str) -> (Arc<Package>, Trace) {
+fn imported(name: &str, dtype: Dtype) -> (Arc<Package>, Trace) {
     let folder = folder(name);
-    let options =
-        Options { dtype: Dtype::F32, encoders: Some(folder.join("encoders")), ..Options::default() };
+    let options = Options { dtype, encoders: Some(folder.join("encoders")), ..Options::default() };
     let package = import::lerobot(&folder, &options).unwrap_or_else(|e| panic!("{name}: {e}"));
     (Arc::new(package), Trace::read(&folder.join("trace.safetensors")))
 }
@@ -55,7 +56,7 @@ fn run(package: &Arc<Package>, schedule: &Schedule, trace: &Trace, b: usize) -> 
 #[test]
 fn policies_follow_their_trace() {
     for name in ["rotary_cameras", "positions_state"] {
-        let (package, trace) = imported(name);
+        let (package, trace) = imported(name, Dtype::F32);
         let a = &package.config.architecture;
         let timesteps = package.config.sampler.inference_timesteps();
         assert_eq!(trace.meta["timesteps"], serde_json::json!(timesteps), "{name}");
@@ -88,8 +89,25 @@ fn policies_follow_their_trace() {
 }
 
 #[test]
+fn weights_in_half_precision_give_nearly_the_same() {
+    for name in ["rotary_cameras", "positions_state"] {
+        let (package, trace) = imported(name, Dtype::F16);
+        let full = Schedule::full(&package.config.architecture, package.config.sampler.inference_steps);
+        let mut table = Table::default();
+        compare_eps(Present::Cpu(2), &package, &trace, "", HALF, &mut table);
+        for b in 0..trace.batch() {
+            let (trajectory, _) = run(&package, &full, &trace, b);
+            table.add("trajectory, f16", HALF, &trajectory, trace.at("trajectory_norm", b));
+            let moved = refrain_tests::compare::worst(&trajectory, trace.at("trajectory_norm", b));
+            assert!(moved > 1e-6, "{name}: these weights are not in half precision");
+        }
+        table.finish(name);
+    }
+}
+
+#[test]
 fn what_the_cameras_see_is_encoded_as_lerobot_does() {
-    let (package, trace) = imported("rotary_cameras");
+    let (package, trace) = imported("rotary_cameras", Dtype::F32);
     let c = &package.config;
     let (steps, cameras, [height, width]) = (c.architecture.n_obs_steps, c.cameras.len(), c.cameras[0].size);
     let bytes = std::fs::read(folder("rotary_cameras").join("trace.safetensors")).expect("the trace");
@@ -120,7 +138,7 @@ fn the_gpu_engine_says_that_it_does_not_run_them() {
         eprintln!("SKIPPED: no GPU adapter, nothing refused; install mesa-vulkan-drivers");
         return;
     }
-    let (package, _) = imported("positions_state");
+    let (package, _) = imported("positions_state", Dtype::F32);
     let full = Schedule::full(&package.config.architecture, package.config.sampler.inference_steps);
     let plan = Arc::new(Plan::compile(&package.config, &full).expect("a plan"));
     let weights = CpuWeights::new(Arc::clone(&package));

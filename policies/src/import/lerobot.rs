@@ -43,7 +43,7 @@ pub(super) const READ: [(&str, &str); 5] = [
     ("noise scheduler", "`DDIM`, `DDPM`"),
     (
         "normalisers",
-        "`policy_preprocessor.json`, `policy_postprocessor.json` and their files: `IDENTITY`, `MEAN_STD`, `MIN_MAX`, `QUANTILES`, `QUANTILE10`",
+        "`policy_preprocessor.json`, `policy_postprocessor.json` and their files: `IDENTITY`, `MEAN_STD`, `MIN_MAX`, `QUANTILES`, `QUANTILE10`; what never varied is only shifted, to what LeRobot makes of it",
     ),
     ("cameras", "resized and cut; their encoders by `policies/train/export_lerobot.py` and `--encoder`"),
     ("text", "one task per package: its features, also by `export_lerobot.py`, become a part of the weights"),

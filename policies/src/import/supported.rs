@@ -42,7 +42,12 @@ fn sources() -> Vec<Source> {
                     "noise scheduler",
                     listed(&diffusion_policy::SCHEDULERS) + " with the arguments of its step",
                 ),
-                ("normalisers", owned("linear, per key; one scale and offset per image")),
+                (
+                    "normalisers",
+                    owned(
+                        "linear, per key, as they were fitted: what never varied is only shifted; one scale and offset per image",
+                    ),
+                ),
                 (
                     "cameras",
                     owned(

@@ -21,6 +21,10 @@ use crate::observation::Refusal;
 const PNG: [u8; 8] = *b"\x89PNG\r\n\x1a\n";
 /// How a JPEG begins.
 const JPEG: [u8; 3] = [0xff, 0xd8, 0xff];
+/// Longest name of an encoding that is repeated, characters.
+const LONGEST_NAME: usize = 32;
+/// Quality of written JPEGs, 1 to 100: what ROS's drivers and libjpeg start with.
+const JPEG_QUALITY: u8 = 75;
 /// What a PNG decoder may allocate besides the image, bytes.
 const PNG_LIMIT: usize = 16 << 20;
 
@@ -42,12 +46,59 @@ pub enum Content<'a> {
     Compressed(&'a [u8]),
 }
 
+/// What a message says that it holds, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// Its encoding as the message has it, or the kind of file.
+    pub encoding: String,
+    /// Height and width, if it says so.
+    pub size: Option<[usize; 2]>,
+    /// Bytes from one row to the next; 0 in a file.
+    pub step: usize,
+}
+
 /// Decodes compressed images of one camera into a buffer of its own.
 #[derive(Debug)]
 pub struct Decoder {
     size: [usize; 2],
     channels: Channels,
     pixels: Vec<u8>,
+}
+
+/// What a `sensor_msgs/Image` says of itself, whether or not it is taken.
+pub fn describe_image(bytes: &[u8]) -> Option<Described> {
+    let (mut reader, _) = open(bytes).ok()?;
+    let height = reader.read_u32().ok()? as usize;
+    let width = reader.read_u32().ok()? as usize;
+    let encoding = reader.read_str().ok()?.chars().take(LONGEST_NAME).collect();
+    reader.read_u8().ok()?;
+    let step = reader.read_u32().ok()? as usize;
+    Some(Described { encoding, size: Some([height, width]), step })
+}
+
+/// The same of a `sensor_msgs/CompressedImage`; of the file, only its head is looked at.
+pub fn describe_compressed_image(bytes: &[u8]) -> Option<Described> {
+    let (mut reader, _) = open(bytes).ok()?;
+    let format: String = reader.read_str().ok()?.chars().take(LONGEST_NAME).collect();
+    let length = reader.read_u32().ok()? as usize;
+    let file = reader.read_bytes(length).ok()?;
+    let (encoding, size) = if file.starts_with(&JPEG) {
+        let mut decoder = JpegDecoder::new(ZCursor::new(file));
+        let info = decoder.decode_headers().ok().and_then(|()| decoder.info());
+        let grey = info.as_ref().is_some_and(|info| info.components == 1);
+        let size = info.map(|info| [usize::from(info.height), usize::from(info.width)]);
+        (if grey { "a grey JPEG" } else { "a JPEG" }.into(), size)
+    } else if file.starts_with(&PNG) {
+        let mut decoder =
+            png::Decoder::new_with_limits(std::io::Cursor::new(file), Limits { bytes: PNG_LIMIT });
+        let info = decoder.read_header_info().ok();
+        let size = info.map(|info| [info.height as usize, info.width as usize]);
+        let kind = info.map_or(String::new(), |info| format!(" ({:?})", info.color_type));
+        (format!("a PNG{kind}"), size)
+    } else {
+        (format!("neither JPEG nor PNG but {format:?}"), None)
+    };
+    Some(Described { encoding, size, step: 0 })
 }
 
 /// Reads a `sensor_msgs/Image`. Whether its bytes suffice is left to [`Image::check`].
@@ -104,6 +155,18 @@ pub fn png(image: &Image<'_>) -> Result<Vec<u8>, png::EncodingError> {
     encoder.set_depth(BitDepth::Eight);
     encoder.set_compression(Compression::Fast);
     encoder.write_header()?.write_image_data(image.pixels)?;
+    Ok(file)
+}
+
+/// A JPEG file of an RGB or mono image without gaps, with the usual quality and colour at half the size.
+pub fn jpeg(image: &Image<'_>) -> Result<Vec<u8>, jpeg_encoder::EncodingError> {
+    let mut file = Vec::new();
+    let mut encoder = jpeg_encoder::Encoder::new(&mut file, JPEG_QUALITY);
+    encoder.set_sampling_factor(jpeg_encoder::SamplingFactor::F_2_2);
+    let side = |pixels: usize| u16::try_from(pixels).unwrap_or(u16::MAX);
+    let mono = image.channels == Channels::Mono;
+    let color = if mono { jpeg_encoder::ColorType::Luma } else { jpeg_encoder::ColorType::Rgb };
+    encoder.encode(image.pixels, side(image.width), side(image.height), color)?;
     Ok(file)
 }
 

@@ -1,18 +1,21 @@
 //! `refrain check`: what a robot's configuration means and what in it does not fit.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::selection::load;
 use super::{Outcome, say};
 use crate::bus::Bus;
 use crate::bus::names::Qos;
+use crate::check::arrivals::Demand;
 use crate::check::heard::Heard;
+use crate::check::seen::{Seen, out_of_sync};
 use crate::check::urdf::Urdf;
 use crate::check::{Finding, explain, findings};
 use crate::clock::{self, Duration};
 use crate::config::{Robot, RobotConfig};
 use refrain_policies::config::PolicyConfig;
+use refrain_policies::vision::Vision;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -21,7 +24,7 @@ pub(super) struct Args {
     /// The robot's URDF: joint names are checked, limits compared, and written where they are missing.
     #[arg(long, value_name = "FILE")]
     urdf: Option<PathBuf>,
-    /// Listen to the observations for so long: rate, size, order, units. Nothing is sent.
+    /// Listen to the observations for so long: rate, size, order, units, images. Nothing is sent.
     #[arg(long, value_name = "SECONDS")]
     listen: Option<f64>,
 }
@@ -29,7 +32,8 @@ pub(super) struct Args {
 impl Args {
     pub(super) fn run(self) -> Outcome {
         let config = RobotConfig::load(&self.robot)?;
-        let policy = load(&config.policy.path)?.config.clone();
+        let package = load(&config.policy.path)?;
+        let policy = package.config.clone();
         let urdf = self.urdf.as_deref().map(Urdf::load).transpose()?;
         let robot = match config.resolve(&policy) {
             Ok(robot) => robot,
@@ -42,6 +46,9 @@ impl Args {
             say!("{line}");
         }
         let mut found = findings(&config, &robot, &policy, urdf.as_ref());
+        found.extend(
+            Vision::new(&package).err().map(|error| Finding { wrong: true, text: error.to_string() }),
+        );
         if let Some(seconds) = self.listen {
             found.extend(listen(&robot, &policy, Duration::try_from_secs_f64(seconds)?)?);
         }
@@ -80,20 +87,58 @@ fn listen(
         let qos = if topic.latched { Qos::LATCHED } else { Qos::SENSOR };
         let subscription = bus.subscribe(&topic.topic, topic.reading.interface(), qos, move |message| {
             let attached = message.attachment.map(|attachment| attachment.source);
-            let mut heard = ear.lock().unwrap_or_else(PoisonError::into_inner);
-            heard.take(&message.payload, attached, clock::read());
+            held(&ear).take(&message.payload, attached, clock::read());
         })?;
         topics.push((topic, part, heard, subscription));
     }
-    clock::sleep_until(clock::now() + time.as_nanos() as i64);
-    let mut found = Vec::new();
-    for (topic, part, heard, _) in &topics {
-        let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
-        say!("heard {}: {}", topic.topic, heard.summary());
-        let max_age = robot.control.max_observation_age;
-        found.extend(heard.findings(topic, part, &policy.observation, policy.rate_hz, max_age));
+    let mut cameras = Vec::new();
+    let sight = robot.intake.sight.as_ref();
+    for (topic, lens) in robot.cameras.iter().zip(sight.iter().flat_map(|sight| &sight.lenses)) {
+        let seen = Arc::new(Mutex::new(Seen::new(topic, lens)));
+        let eye = Arc::clone(&seen);
+        let subscription =
+            bus.subscribe(&topic.topic, topic.kind.interface(), Qos::SENSOR, move |message| {
+                held(&eye).take(message, clock::read());
+            })?;
+        cameras.push((topic, lens, seen, subscription));
     }
-    drop(topics);
+    clock::sleep_until(clock::now() + time.as_nanos() as i64);
+    let until = clock::now();
+    let demand = |arrival_is_stamp| Demand {
+        rate_hz: policy.rate_hz,
+        max_age: robot.control.max_observation_age,
+        clock_tolerance: robot.intake.clock_tolerance,
+        arrival_is_stamp,
+    };
+    let mut found = Vec::new();
+    let mut others = Vec::new();
+    for (topic, part, heard, _) in &topics {
+        let heard = held(heard);
+        say!("heard {}: {}", topic.topic, heard.summary());
+        let demand = demand(part.arrival_is_stamp);
+        found.extend(heard.findings(topic, part, &policy.observation, &demand, until));
+        others.push((format!("{:?}", topic.topic), heard.arrivals.clone()));
+    }
+    let mut lead = None;
+    for (topic, lens, seen, _) in &cameras {
+        let seen = held(seen);
+        say!("seen  {}: {}", topic.topic, seen.summary());
+        found.extend(seen.findings(&demand(lens.arrival_is_stamp), until));
+        let arrivals = (format!("{:?}", lens.name), seen.arrivals.clone());
+        match &lead {
+            None => lead = Some(arrivals),
+            Some(_) => others.push(arrivals),
+        }
+    }
+    if let (Some((name, images)), Some(sight)) = (&lead, sight) {
+        let others = others.iter().map(|(other, messages)| (other.as_str(), messages));
+        found.extend(others.filter_map(|other| out_of_sync((name, images), other, sight)));
+    }
+    drop((topics, cameras));
     bus.close()?;
     Ok(found)
+}
+
+fn held<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -49,9 +49,8 @@ pub(super) fn time(package: &Package, images: u32) -> Result<Vec<Stage>, Box<dyn
             stages.push(Stage::time(stage, &camera.name, images, what)?);
             Ok(())
         };
-        let (mut raw, mut png, stamp) = (Vec::new(), Vec::new(), Wall::from_nanos(1));
+        let (mut raw, stamp) = (Vec::new(), Wall::from_nanos(1));
         image::write_image(&mut raw, stamp, &image);
-        image::write_compressed_image(&mut png, stamp, "png", &image::png(&image)?);
         let mut decoder = Decoder::new(camera.size, camera.channels);
         // What was read is kept, as the daemon does.
         let mut kept = Vec::new();
@@ -61,12 +60,18 @@ pub(super) fn time(package: &Package, images: u32) -> Result<Vec<Stage>, Box<dyn
             kept.extend_from_slice(decoder.image(received.content)?.pixels);
             Ok(())
         })?;
-        stage("decode PNG", &mut || {
-            let received = image::read_compressed_image(&png)?;
-            kept.clear();
-            kept.extend_from_slice(decoder.image(received.content)?.pixels);
-            Ok(())
-        })?;
+        for (name, format, file) in
+            [("decode JPEG", "jpeg", image::jpeg(&image)?), ("decode PNG", "png", image::png(&image)?)]
+        {
+            let mut message = Vec::new();
+            image::write_compressed_image(&mut message, stamp, format, &file);
+            stage(name, &mut || {
+                let received = image::read_compressed_image(&message)?;
+                kept.clear();
+                kept.extend_from_slice(decoder.image(received.content)?.pixels);
+                Ok(())
+            })?;
+        }
         let mut input = vec![0.0; shape.iter().product()];
         let mut features = vec![0.0; camera.features];
         stage("preprocess", &mut || Ok(preprocess.run(&image, &mut input)?))?;

@@ -81,7 +81,12 @@ impl RobotConfig {
         }
         for camera in &section.cameras {
             if !policy.cameras.iter().any(|known| known.name == camera.name) {
-                found.push(format!("vision.cameras: the policy has no camera {:?}", camera.name));
+                let known: Vec<&str> = policy.cameras.iter().map(|camera| &camera.name[..]).collect();
+                let known = if known.is_empty() { "none".into() } else { known.join(", ") };
+                found.push(format!(
+                    "vision.cameras: the policy has no camera {:?}; it has {known}",
+                    camera.name
+                ));
             }
             if camera.frozen_after.is_some_and(|images| images < 2) {
                 found.push(format!("vision.cameras {:?}.frozen_after: expected 2 or more", camera.name));
@@ -91,7 +96,11 @@ impl RobotConfig {
         for camera in &policy.cameras {
             let mut given = section.cameras.iter().filter(|section| section.name == camera.name);
             let (Some(section), None) = (given.next(), given.next()) else {
-                found.push(format!("vision.cameras: expected {:?} once", camera.name));
+                let [height, width] = camera.size;
+                found.push(format!(
+                    "vision.cameras: expected {:?} once; the policy sees images of {height} x {width} (height x width) through it",
+                    camera.name
+                ));
                 continue;
             };
             topics.push(CameraTopic { topic: section.topic.clone(), kind: section.kind });
@@ -159,9 +168,9 @@ mod tests {
         let found = problems(&wrong, POLICY);
         for expected in [
             "vision.tolerance_ms: expected 0 or more, got -1",
-            "vision.cameras: the policy has no camera \"wrist\"",
+            "vision.cameras: the policy has no camera \"wrist\"; it has image",
             "vision.cameras \"wrist\".frozen_after: expected 2 or more",
-            "vision.cameras: expected \"image\" once",
+            "vision.cameras: expected \"image\" once; the policy sees images of 96 x 96 (height x width) through it",
             "vision.cameras: \"pusht/pusher\" stands twice",
         ] {
             assert!(found.iter().any(|problem| problem == expected), "{expected:?} is not in {found:#?}");
@@ -171,6 +180,9 @@ mod tests {
         let found = problems(&blind, POLICY);
         assert_eq!(found, ["vision: is missing; the policy sees through image"]);
         let found = problems(EXAMPLE, BLIND);
-        assert!(found.contains(&"vision.cameras: the policy has no camera \"image\"".into()), "{found:#?}");
+        assert!(
+            found.contains(&"vision.cameras: the policy has no camera \"image\"; it has none".into()),
+            "{found:#?}"
+        );
     }
 }

@@ -16,6 +16,8 @@ use crate::package::shown;
 
 /// Largest file of statistics that is read, bytes.
 const MAX_STATE: u64 = 16 << 20;
+/// What varied by less than this share of itself never varied: single precision does not know better.
+const STILL: f64 = f32::EPSILON as f64;
 /// Steps that change no value, or that a package has.
 const STEPS: [&str; 5] = [
     "rename_observations_processor",
@@ -156,9 +158,15 @@ impl Normalization {
         Some(Normalizer { mode: fitted, scale, offset, min: limit("min"), max: limit("max") })
     }
 
-    /// Raw to normalised as `scale` and `offset`. Where nothing varied, LeRobot divides by its epsilon.
+    /// Raw to normalised as `scale` and `offset`. Where nothing varied, LeRobot divides by its epsilon: what an observation was
+    /// all the time becomes 0 or -1, and an action goes where it was all the time. A factor of 1e8 loses every digit beside
+    /// an offset, so such an observation is only shifted, to the same 0 or -1.
     fn affine(&self, gaussian: bool, a: f64, b: f64, inverse: bool) -> (f64, f64) {
         let eps = self.settings.eps;
+        let (spread, low) = if gaussian { (b, 0.0) } else { (b - a, -1.0) };
+        if !inverse && spread.abs() <= a.abs() * STILL {
+            return (1.0, low - a);
+        }
         if gaussian {
             let deviation = if !inverse {
                 b + eps
