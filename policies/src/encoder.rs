@@ -3,11 +3,12 @@
 //! The file has one input, `image` f32 [1, C, height, width], preprocessed, and one output, `features` f32 [1, F]; all
 //! shapes are static and everything is inside the file. It is optimised once, when loaded, and its state is kept. Runs
 //! on the caller's thread. Names, shapes and operators are checked before tract sees the file, so that the message says
-//! what is wrong; whatever else is wrong with a file is an error too, never a panic. Convolutions are Refrain's own where the
-//! processor has AVX-512.
+//! what is wrong; whatever else is wrong with a file is an error too, never a panic. Norms over groups of channels are
+//! Refrain's own operators, and convolutions where the processor has AVX-512.
 
 #[cfg(target_arch = "x86_64")]
 mod convolution;
+mod norm;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -16,7 +17,8 @@ use tract_onnx::pb::tensor_shape_proto::dimension::Value as Dimension;
 use tract_onnx::pb::type_proto::Value as Type;
 use tract_onnx::pb::{GraphProto, ModelProto, ValueInfoProto};
 use tract_onnx::prelude::{
-    Framework, InferenceModelExt, IntoRunnable, TValue, Tensor, TypedSimplePlan, TypedSimpleState, tvec,
+    Framework, InferenceModelExt, IntoRunnable, TValue, Tensor, TractResult, TypedModel, TypedSimplePlan,
+    TypedSimpleState, tvec,
 };
 
 /// Name of the encoder's input.
@@ -129,9 +131,7 @@ impl Encoder {
         // What the checks let through may still trip tract over; a file must not take the process down.
         let made = catch_unwind(AssertUnwindSafe(|| {
             let model = reader.model_for_proto_model(&model)?.into_typed()?.into_decluttered()?;
-            #[cfg(target_arch = "x86_64")]
-            let model = convolution::replace(model)?;
-            let plan = model.into_optimized()?.into_runnable()?;
+            let plan = prepare(model)?.into_optimized()?.into_runnable()?;
             TypedSimplePlan::spawn(&plan)
         }));
         let state = made
@@ -171,6 +171,14 @@ impl Encoder {
             Some(i) => Err(failed(format!("feature {i} is {}", features[i]))),
         }
     }
+}
+
+/// Puts our own operators where they are faster than tract's.
+fn prepare(model: TypedModel) -> TractResult<TypedModel> {
+    let model = norm::replace(model)?;
+    #[cfg(target_arch = "x86_64")]
+    let model = convolution::replace(model)?;
+    Ok(model)
 }
 
 /// What can be seen without running anything.
@@ -266,5 +274,19 @@ fn check_tensors(file: &str, graph: &GraphProto) -> Result<(), EncoderError> {
     }) {
         None => Ok(()),
         Some(tensor) => Err(EncoderError::External { file: file.into(), tensor: tensor.name.clone() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_norm_of_the_shipped_encoder_is_one_operator() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/pusht-image/encoder.onnx");
+        let model = tract_onnx::onnx().model_for_path(file).unwrap().into_typed().unwrap();
+        let model = prepare(model.into_decluttered().unwrap()).unwrap().into_optimized().unwrap();
+        let count = |name: &str| model.nodes.iter().filter(|node| node.op.name() == name).count();
+        assert_eq!((count("GroupNorm"), count("RmsNorm"), count("Reduce<Sum>")), (19, 0, 0));
     }
 }

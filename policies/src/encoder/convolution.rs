@@ -4,8 +4,8 @@
 //! sizes that is about a third of its time. Here nothing is gathered: a row of up to [`WIDEST`] neighbouring results for two
 //! times [`LANES`] channels stays in registers while every tap of the kernel is multiplied with the pixels where they lie.
 //!
-//! Only convolutions in f32 over more than one pixel, of one image and without groups; all others, and all of them where
-//! there is no AVX-512, stay tract's. Sums are in a fixed order.
+//! Only convolutions in f32 over more than one pixel, of one image, without groups and with a stride of 1 or 2 along the rows;
+//! all others, and all of them where there is no AVX-512, stay tract's. Sums are in a fixed order.
 
 #![allow(unsafe_code, reason = "vector instructions, behind a look at the processor")]
 
@@ -88,6 +88,9 @@ impl Direct {
         }
         let pads = pool.computed_padding(&[h, w]);
         let (dilations, strides) = (pool.dilations(), pool.strides());
+        if strides[1] > 2 {
+            return Ok(None);
+        }
         let padded =
             [c, h + pads[0].pad_before + pads[0].pad_after, w + pads[1].pad_before + pads[1].pad_after];
         let taps: Vec<usize> = (0..c * kh * kw)
@@ -166,7 +169,10 @@ impl Direct {
             for tile in 0..tiles {
                 let (from, to) = (tile * width / tiles, (tile + 1) * width / tiles);
                 let pixels = &padded[y * self.strides[0] * self.padded[2] + from * self.strides[1]..];
-                self.tile(to - from, weights, bias, pixels, &mut sums);
+                match self.strides[1] {
+                    1 => tile_of::<V, 1>(to - from, &self.taps, weights, bias, pixels, &mut sums),
+                    _ => tile_of::<V, 2>(to - from, &self.taps, weights, bias, pixels, &mut sums),
+                }
                 for (channel, plane) in out.chunks_exact_mut(height * width).enumerate() {
                     let (group, lane) = (channel / LANES, channel % LANES);
                     let line = &mut plane[y * width..][from..to];
@@ -175,40 +181,38 @@ impl Direct {
             }
         }
     }
+}
 
-    /// `results` of them, 1 to [`WIDEST`], from `pixels` on.
-    #[target_feature(enable = "avx512f")]
-    fn tile<const V: usize>(
-        &self,
-        results: usize,
-        weights: &[[[f32; LANES]; V]],
-        bias: &[[f32; LANES]; V],
-        pixels: &[f32],
-        sums: &mut [[[f32; LANES]; V]; WIDEST],
-    ) {
-        let (taps, stride) = (&self.taps[..], self.strides[1]);
-        match results {
-            1 => row::<1, V>(taps, stride, weights, bias, pixels, sums),
-            2 => row::<2, V>(taps, stride, weights, bias, pixels, sums),
-            3 => row::<3, V>(taps, stride, weights, bias, pixels, sums),
-            4 => row::<4, V>(taps, stride, weights, bias, pixels, sums),
-            5 => row::<5, V>(taps, stride, weights, bias, pixels, sums),
-            6 => row::<6, V>(taps, stride, weights, bias, pixels, sums),
-            7 => row::<7, V>(taps, stride, weights, bias, pixels, sums),
-            8 => row::<8, V>(taps, stride, weights, bias, pixels, sums),
-            9 => row::<9, V>(taps, stride, weights, bias, pixels, sums),
-            10 => row::<10, V>(taps, stride, weights, bias, pixels, sums),
-            11 => row::<11, V>(taps, stride, weights, bias, pixels, sums),
-            _ => row::<WIDEST, V>(taps, stride, weights, bias, pixels, sums),
-        }
+/// `results` of them, 1 to [`WIDEST`], from `pixels` on, `S` pixels apart; a stride that is known here spares the loop its checks.
+#[target_feature(enable = "avx512f")]
+fn tile_of<const V: usize, const S: usize>(
+    results: usize,
+    taps: &[usize],
+    weights: &[[[f32; LANES]; V]],
+    bias: &[[f32; LANES]; V],
+    pixels: &[f32],
+    sums: &mut [[[f32; LANES]; V]; WIDEST],
+) {
+    match results {
+        1 => row::<1, V, S>(taps, weights, bias, pixels, sums),
+        2 => row::<2, V, S>(taps, weights, bias, pixels, sums),
+        3 => row::<3, V, S>(taps, weights, bias, pixels, sums),
+        4 => row::<4, V, S>(taps, weights, bias, pixels, sums),
+        5 => row::<5, V, S>(taps, weights, bias, pixels, sums),
+        6 => row::<6, V, S>(taps, weights, bias, pixels, sums),
+        7 => row::<7, V, S>(taps, weights, bias, pixels, sums),
+        8 => row::<8, V, S>(taps, weights, bias, pixels, sums),
+        9 => row::<9, V, S>(taps, weights, bias, pixels, sums),
+        10 => row::<10, V, S>(taps, weights, bias, pixels, sums),
+        11 => row::<11, V, S>(taps, weights, bias, pixels, sums),
+        _ => row::<WIDEST, V, S>(taps, weights, bias, pixels, sums),
     }
 }
 
 /// `J` neighbouring results of `V` groups of channels.
 #[target_feature(enable = "avx512f")]
-fn row<const J: usize, const V: usize>(
+fn row<const J: usize, const V: usize, const S: usize>(
     taps: &[usize],
-    stride: usize,
     weights: &[[[f32; LANES]; V]],
     bias: &[[f32; LANES]; V],
     pixels: &[f32],
@@ -226,9 +230,9 @@ fn row<const J: usize, const V: usize>(
             // SAFETY: as above.
             *register = unsafe { _mm512_loadu_ps(lanes.as_ptr()) };
         }
-        let pixels = &pixels[*place..][..(J - 1) * stride + 1];
+        let pixels = &pixels[*place..][..(J - 1) * S + 1];
         for (result, sums) in registers.iter_mut().enumerate() {
-            let pixel = _mm512_set1_ps(pixels[result * stride]);
+            let pixel = _mm512_set1_ps(pixels[result * S]);
             for (sum, weights) in sums.iter_mut().zip(kernel) {
                 *sum = _mm512_fmadd_ps(weights, pixel, *sum);
             }
@@ -336,6 +340,8 @@ mod tests {
             ([48, 22, 22], 48, [3, 3], [1; 4], [1, 1], 1),
             ([8, 11, 11], 32, [3, 3], [1; 4], [1, 1], 1),
             ([5, 9, 13], 7, [3, 2], [1, 0, 0, 1], [1, 2], 1),
+            ([4, 11, 11], 128, [3, 3], [1; 4], [2, 2], 1),
+            ([3, 8, 25], 80, [3, 3], [1; 4], [1, 1], 1),
             ([2, 17, 40], 37, [5, 3], [2, 1, 2, 1], [3, 1], 2),
             ([1, 3, 3], 1, [3, 3], [0; 4], [1, 1], 1),
         ] {
@@ -356,6 +362,9 @@ mod tests {
     #[test]
     fn others_stay_as_they_are() {
         let single = model([8, 5, 5], 16, [1, 1], [0; 4], [1, 1], 1);
-        assert!(replace(single).unwrap().nodes.iter().all(|node| !node.op_is::<Direct>()));
+        let far = model([8, 9, 9], 16, [3, 3], [0; 4], [1, 3], 1);
+        for model in [single, far] {
+            assert!(replace(model).unwrap().nodes.iter().all(|node| !node.op_is::<Direct>()));
+        }
     }
 }
