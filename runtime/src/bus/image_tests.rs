@@ -125,6 +125,10 @@ proptest! {
         if cuts {
             bytes.truncate(cut.index(bytes.len()));
         }
+        // What is said of it stays short, whatever it says of itself.
+        for described in [describe_image(&bytes), describe_compressed_image(&bytes)].into_iter().flatten() {
+            prop_assert!(described.encoding.len() < 300);
+        }
         let mut decoder = Decoder::new([16, 24], Channels::Rgb);
         for received in [read_image(&bytes), read_compressed_image(&bytes)].into_iter().flatten() {
             if let Ok(image) = decoder.image(received.content)
