@@ -151,6 +151,7 @@ fn each_wrong_encoder_is_named() {
         ("external.onnx", "lies in another file"),
         ("lying.onnx", "features is f32 [1, 5]; policy.toml says f32 [1, 4]"),
         ("dangling.onnx", "cannot be made to run"),
+        ("not_finite.onnx", "cannot be made to run: feature 1 is NaN"),
     ] {
         let error = load(file, shape, 4).unwrap_err().to_string();
         assert!(error.starts_with(&format!("{file}: ")) && error.contains(message), "{file}: {error}");

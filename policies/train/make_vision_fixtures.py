@@ -201,6 +201,11 @@ def make_wrong(out: pathlib.Path) -> None:
     model.graph.node[-1].output[0] = "elsewhere"
     onnx.save(model, out / "dangling.onnx")
 
+    model = changed("not_finite")
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == model.graph.node[-1].input[2])
+    bias.CopyFrom(numpy_helper.from_array(np.float32([0, np.nan, 0, 0]), bias.name))
+    onnx.save(model, out / "not_finite.onnx")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

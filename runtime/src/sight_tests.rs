@@ -197,6 +197,13 @@ fn each_wrong_image_has_its_name_and_counter() {
     let padded = Image { step: 8, pixels: &pixels[..14], ..good };
     let origin = rig.origin(100);
     assert_eq!(rig.intake.see(0, &origin, &padded, at(101)), Ok(false), "padding is no fault");
+    let (_, bytes) = (rig.state(100, 102), (10..38).collect::<Vec<u8>>());
+    let padded = Image { step: 16, pixels: &bytes[..22], ..good };
+    let origin = rig.origin(110);
+    assert_eq!(rig.intake.see(0, &origin, &padded, at(111)), Ok(true));
+    rig.look();
+    let kept = rig.window.images[0].pixels.image().pixels.to_vec();
+    assert_eq!(kept, [&bytes[..6], &bytes[16..22]].concat(), "and what is kept has none");
 }
 
 #[test]
