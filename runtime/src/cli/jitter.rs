@@ -3,6 +3,7 @@
 //! Both run at the same period and priority, in turn, while the policy predicts all the while beside them. What is compared
 //! is the wake-up error: from the deadline to the first instruction after the sleep. A missed tick is, for both, a wake-up
 //! error of a period or more; deadlines that pass meanwhile are skipped by both, and show as wake-ups that are not there.
+//! On a virtual machine the host takes processors away, from either program: how much, in all, stands beside each.
 
 use std::collections::BTreeMap;
 use std::process::{Child, Command as Process, Stdio};
@@ -47,6 +48,8 @@ pub(super) struct Args {
 
 /// Largest error that cyclictest's histogram tells apart, microseconds.
 const WIDEST: usize = 200_000;
+/// Milliseconds of one unit of `/proc/stat` (Linux's USER_HZ is 100 for every program).
+const STAT_MS: u64 = 10;
 /// How often events are drained.
 const DRAIN: Duration = Duration::from_millis(20);
 
@@ -58,6 +61,8 @@ struct Errors {
     worst: f64,
     missed: u64,
     count: u64,
+    /// Milliseconds that the host of a virtual machine took from its processors; none where the system does not say.
+    stolen_ms: Option<u64>,
 }
 
 /// Why there is nothing to compare.
@@ -80,7 +85,7 @@ impl Args {
             if self.load { "loaded with stress-ng" } else { "no load of our own" }
         );
         say!(
-            "{:<7} {:<11} {:>8} {:>8} {:>8} {:>9} {:>8} {:>9}",
+            "{:<7} {:<11} {:>8} {:>8} {:>8} {:>9} {:>8} {:>9} {:>9}",
             "round",
             "program",
             "p50",
@@ -88,7 +93,8 @@ impl Args {
             "p99.9",
             "worst",
             "missed",
-            "wake-ups"
+            "wake-ups",
+            "stolen ms"
         );
         let mut ratios = Vec::new();
         let (mut ours_missed, mut theirs_missed) = (0, 0);
@@ -111,17 +117,19 @@ impl Args {
         Ok(())
     }
 
-    fn under_load<T>(
+    fn under_load(
         &self,
-        body: impl FnOnce() -> Result<T, Box<dyn std::error::Error>>,
-    ) -> Result<T, Box<dyn std::error::Error>> {
+        body: impl FnOnce() -> Result<Errors, Box<dyn std::error::Error>>,
+    ) -> Result<Errors, Box<dyn std::error::Error>> {
         let load = if self.load { Some(self.stress()?) } else { None };
+        let before = stolen_ms();
         let result = body();
+        let stolen_ms = before.zip(stolen_ms()).map(|(before, after)| after.saturating_sub(before));
         if let Some(mut load) = load {
             let _ = load.kill();
             let _ = load.wait();
         }
-        result
+        result.map(|errors| Errors { stolen_ms, ..errors })
     }
 
     fn stress(&self) -> Result<Child, JitterError> {
@@ -217,6 +225,7 @@ impl Args {
             worst: us(s.max),
             missed: s.count - stats.wake.at_most(period as u64 - 1),
             count: s.count,
+            stolen_ms: None,
         })
     }
 
@@ -306,21 +315,29 @@ fn read_histogram(text: &str, period_us: u64) -> Option<Errors> {
         worst: worst as f64,
         missed,
         count,
+        stolen_ms: None,
     })
 }
 
 impl Errors {
     fn print(&self, round: usize, program: &str) {
         say!(
-            "{round:<7} {program:<11} {:>8.1} {:>8.1} {:>8.1} {:>9.1} {:>8} {:>9}",
+            "{round:<7} {program:<11} {:>8.1} {:>8.1} {:>8.1} {:>9.1} {:>8} {:>9} {:>9}",
             self.p50,
             self.p99,
             self.p999,
             self.worst,
             self.missed,
-            self.count
+            self.count,
+            self.stolen_ms.map_or("-".into(), |ms| ms.to_string())
         );
     }
+}
+
+/// What the host took since the machine started, over all processors (`man proc_stat`).
+fn stolen_ms() -> Option<u64> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    stat.lines().next()?.split_whitespace().nth(8)?.parse::<u64>().ok().map(|units| units * STAT_MS)
 }
 
 #[cfg(test)]
