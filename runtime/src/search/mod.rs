@@ -5,7 +5,7 @@
 //! 1. samplers with many steps or few, spread in several ways, each with the best of the late-dense family
 //!    ([`samplers`]); the best of them leaves out whole steps and moves timesteps where that helps;
 //! 2. update steps move, one at a time, by eight steps down to one;
-//! 3. forecasts follow as much of their slope as serves ([`tune`]), each update chooses how its outputs are forecast, and
+//! 3. forecasts follow as much of their slope as serves (`tune`), each update chooses how its outputs are forecast, and
 //!    whether a constant corrects them;
 //! 4. the computations that matter least, block by block, are traded for one more update step, if there are evaluations left.
 //!
